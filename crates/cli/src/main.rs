@@ -1,0 +1,3 @@
+#![forbid(unsafe_code)]
+//! The `wiglaf` command.
+fn main() {}

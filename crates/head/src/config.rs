@@ -1,0 +1,257 @@
+//! Where a cluster keeps its files, and the one file that a person edits.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The directories of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Sockets; gone after a reboot.
+    pub run: PathBuf,
+    /// The database, keys, tokens and logs.
+    pub state: PathBuf,
+}
+
+/// A directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LayoutError {
+    /// It can't be made.
+    #[error("{path} can't be made: {source}")]
+    Make {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody else made it.
+    #[error("{0} belongs to another user; remove it, or set WIGLAF_DIR to a directory of your own")]
+    Foreign(PathBuf),
+    /// Neither a home nor a run-time directory is known.
+    #[error("neither HOME nor WIGLAF_DIR is set: there is no place for the cluster's files")]
+    Homeless,
+}
+
+impl Layout {
+    /// The cluster that this user makes: below `WIGLAF_DIR` if that is set, the system's for
+    /// root, else one of the user's own.
+    ///
+    /// # Errors
+    /// No place is known.
+    pub fn own() -> Result<Layout, LayoutError> {
+        if let Some(dir) = std::env::var_os("WIGLAF_DIR") {
+            let dir = PathBuf::from(dir);
+            return Ok(Layout { run: dir.join("run"), state: dir.join("state") });
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        if uid == 0 {
+            return Ok(Layout::system());
+        }
+        let run = match std::env::var_os("XDG_RUNTIME_DIR") {
+            Some(dir) => PathBuf::from(dir).join("wiglaf"),
+            None => PathBuf::from(format!("/tmp/wiglaf-{uid}")),
+        };
+        let state = match (std::env::var_os("XDG_STATE_HOME"), std::env::var_os("HOME")) {
+            (Some(dir), _) => PathBuf::from(dir).join("wiglaf"),
+            (None, Some(home)) => PathBuf::from(home).join(".local/state/wiglaf"),
+            (None, None) => return Err(LayoutError::Homeless),
+        };
+        Ok(Layout { run, state })
+    }
+
+    /// The machine's cluster.
+    pub fn system() -> Layout {
+        Layout { run: "/run/wiglaf".into(), state: "/var/lib/wiglaf".into() }
+    }
+
+    /// The cluster that this user's commands talk to: the own one if it runs, else the machine's.
+    ///
+    /// # Errors
+    /// No place is known.
+    pub fn reachable() -> Result<Layout, LayoutError> {
+        let own = Layout::own()?;
+        let system = Layout::system();
+        let use_system = std::env::var_os("WIGLAF_DIR").is_none()
+            && !own.head_socket().exists()
+            && system.head_socket().exists();
+        Ok(if use_system { system } else { own })
+    }
+
+    /// Makes both directories: the first open to all, the second to the owner only.
+    ///
+    /// # Errors
+    /// They can't be made, or are somebody else's.
+    pub fn make(&self) -> Result<(), LayoutError> {
+        make_directory(&self.run, 0o755)?;
+        make_directory(&self.state, 0o700)
+    }
+
+    /// Where commands reach the head.
+    pub fn head_socket(&self) -> PathBuf {
+        self.run.join("head.sock")
+    }
+
+    /// Where the head reaches the keeper.
+    pub fn keeper_socket(&self) -> PathBuf {
+        self.run.join("keeper.sock")
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.state.join("head.sqlite")
+    }
+
+    /// What a daemon prints.
+    pub fn log(&self, daemon: &str) -> PathBuf {
+        self.state.join(format!("{daemon}.log"))
+    }
+
+    /// The file that a person edits.
+    pub fn config_file(&self) -> PathBuf {
+        if *self == Layout::system() {
+            PathBuf::from("/etc/wiglaf.toml")
+        } else {
+            self.state.join("wiglaf.toml")
+        }
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), LayoutError> {
+    let failed = |source| LayoutError::Make { path: path.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    let found = fs::symlink_metadata(path).map_err(failed)?;
+    if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(LayoutError::Foreign(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// What a person configures. Every field has a default: virtual nodes need no configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where agents of other machines connect; none: only virtual nodes can join.
+    pub listen: Option<SocketAddr>,
+    /// Members of this group (a number) may do in the cluster what root may.
+    pub admin_gid: Option<u32>,
+    /// Root's processes may run on machines other than the head: these are trusted as the head is.
+    pub root_on_nodes: bool,
+    /// How long a node that has lost the head lets its work live.
+    pub lease_ms: u64,
+    /// Callers in containers, chroots, other user namespaces or without new privileges are served
+    /// as well. The view is then their way out of there.
+    pub allow_confined_callers: bool,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: None,
+            admin_gid: None,
+            root_on_nodes: false,
+            lease_ms: 60_000,
+            allow_confined_callers: false,
+        }
+    }
+}
+
+/// The configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It can't be read.
+    #[error("{path} can't be read: {source}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not valid.
+    #[error("{path}: {source}")]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{path}: lease_ms = {lease_ms} is too short; the shortest is {MIN_LEASE_MS}")]
+    Lease {
+        /// Which.
+        path: PathBuf,
+        /// The value.
+        lease_ms: u64,
+    },
+}
+
+/// Shortest lease: below it a loaded machine is taken for a dead one.
+const MIN_LEASE_MS: u64 = 500;
+
+/// What `wiglaf init` writes.
+pub const COMMENTED_CONFIG: &str = "\
+# Wiglaf's configuration. Everything has a default; `wiglaf up -n 4` needs none of it.
+
+# Where agents of other machines connect (never on an outer network).
+#listen = \"192.168.77.1:7494\"
+
+# Members of this group, by number, may do in the cluster what root may.
+#admin_gid = 1000
+
+# Let root's processes run on other machines: they are then trusted as the head is.
+#root_on_nodes = false
+
+# How long a node that has lost the head lets its work live.
+#lease_ms = 60000
+
+# Serve callers in containers and chroots too. The view is then their way out of there.
+#allow_confined_callers = false
+";
+
+impl Config {
+    /// Reads it; a file that is not there is all defaults.
+    ///
+    /// # Errors
+    /// It can't be read or makes no sense.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        if config.lease_ms < MIN_LEASE_MS {
+            let lease_ms = config.lease_ms;
+            return Err(ConfigError::Lease { path: path.to_owned(), lease_ms });
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commented_file_is_all_defaults_and_its_comments_are_valid() {
+        assert_eq!(toml::from_str::<Config>(COMMENTED_CONFIG).unwrap(), Config::default());
+        let uncommented: String = COMMENTED_CONFIG
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let config: Config = toml::from_str(&uncommented).unwrap();
+        assert_eq!(config.admin_gid, Some(1000));
+        assert!(config.listen.is_some());
+    }
+
+    #[test]
+    fn a_misspelt_name_is_an_error() {
+        assert!(toml::from_str::<Config>("leese_ms = 3").is_err());
+    }
+}

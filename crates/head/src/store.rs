@@ -1,0 +1,280 @@
+//! What outlives the head daemon, in SQLite: nodes, detached jobs, the cluster's CA and tokens.
+//! Running tasks are not here: the keeper holds their records, the agents the tasks themselves.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use wiglaf_wire::client::JobInfo;
+use wiglaf_wire::id::{JobId, NodeId};
+
+use crate::node_table::{Node, NodeTable, TableFull, Wanted};
+
+/// Job numbers are taken from the store this many at a time, so that a launch writes nothing.
+const JOB_NUMBERS_PER_GRANT: u64 = 10_000;
+/// Detached jobs that are remembered.
+const KEPT_JOBS: u32 = 1_000;
+
+/// The database can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite's word.
+    #[error("the head's database: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// It holds more nodes than there can be.
+    #[error("the head's database: {0}")]
+    Nodes(#[from] TableFull),
+    /// A job that can't be written.
+    #[error("the head's database: a job can't be encoded: {0}")]
+    Job(#[from] postcard::Error),
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Store {
+    db: Connection,
+}
+
+/// What proves who the cluster is.
+#[derive(Debug)]
+pub struct ClusterSecrets {
+    /// The cluster's identifier.
+    pub cluster: String,
+    /// The CA's certificate, DER.
+    pub certificate: Vec<u8>,
+    /// The CA's key, PKCS #8.
+    pub key: Vec<u8>,
+}
+
+impl Store {
+    /// Opens it, and makes it if it is new.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let db = Connection::open(path)?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        // A crash of the daemon loses nothing; a power cut loses the newest entries, and with them
+        // nothing that still lives.
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        db.execute_batch(
+            "CREATE TABLE IF NOT EXISTS cluster (
+                 one INTEGER PRIMARY KEY CHECK (one = 1),
+                 name TEXT NOT NULL, certificate BLOB NOT NULL, key BLOB NOT NULL,
+                 next_job INTEGER NOT NULL);
+             CREATE TABLE IF NOT EXISTS node (
+                 id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+                 uid INTEGER NOT NULL, gid INTEGER NOT NULL, mode INTEGER NOT NULL,
+                 slots INTEGER, wanted TEXT NOT NULL, is_virtual INTEGER NOT NULL);
+             CREATE TABLE IF NOT EXISTS job (id INTEGER PRIMARY KEY, info BLOB NOT NULL);
+             CREATE TABLE IF NOT EXISTS token (hash BLOB PRIMARY KEY, until_s INTEGER NOT NULL);",
+        )?;
+        Ok(Store { db })
+    }
+
+    /// The cluster's secrets, if it has been initialised.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn secrets(&self) -> Result<Option<ClusterSecrets>, StoreError> {
+        let row = self
+            .db
+            .query_row("SELECT name, certificate, key FROM cluster", [], |row| {
+                Ok(ClusterSecrets {
+                    cluster: row.get(0)?,
+                    certificate: row.get(1)?,
+                    key: row.get(2)?,
+                })
+            })
+            .optional()?;
+        Ok(row)
+    }
+
+    /// Keeps a new cluster's secrets.
+    ///
+    /// # Errors
+    /// SQLite's; there can be only one cluster.
+    pub fn initialise(&self, secrets: &ClusterSecrets) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT INTO cluster VALUES (1, ?1, ?2, ?3, 1)",
+            params![secrets.cluster, secrets.certificate, secrets.key],
+        )?;
+        Ok(())
+    }
+
+    /// A range of job numbers that nobody has had: first, and one more than the last.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn grant_jobs(&self) -> Result<(u64, u64), StoreError> {
+        let end: i64 = self.db.query_row(
+            "UPDATE cluster SET next_job = next_job + ?1 RETURNING next_job",
+            params![i64::try_from(JOB_NUMBERS_PER_GRANT).unwrap_or(i64::MAX)],
+            |row| row.get(0),
+        )?;
+        let end = u64::try_from(end).unwrap_or(u64::MAX);
+        Ok((end - JOB_NUMBERS_PER_GRANT, end))
+    }
+
+    /// All nodes.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn nodes(&self) -> Result<NodeTable, StoreError> {
+        let mut table = NodeTable::default();
+        let mut query = self.db.prepare(
+            "SELECT id, name, uid, gid, mode, slots, wanted, is_virtual FROM node ORDER BY id",
+        )?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let name: String = row.get(1)?;
+            let node = table.insert(NodeId(row.get(0)?), name);
+            (node.uid, node.gid, node.mode) = (row.get(2)?, row.get(3)?, row.get(4)?);
+            node.slots = row.get(5)?;
+            node.wanted = wanted_from(&row.get::<_, String>(6)?);
+            node.is_virtual = row.get(7)?;
+        }
+        Ok(table)
+    }
+
+    /// Keeps a node.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_node(&self, node: &Node) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT OR REPLACE INTO node VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            params![
+                node.id.0,
+                node.name,
+                node.uid,
+                node.gid,
+                node.mode,
+                node.slots,
+                wanted_name(node.wanted),
+                node.is_virtual
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Detached jobs that have ended, oldest first.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn jobs(&self) -> Result<Vec<JobInfo>, StoreError> {
+        let mut query = self.db.prepare("SELECT info FROM job ORDER BY id")?;
+        let blobs: Vec<Vec<u8>> =
+            query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        // A job that another version wrote is not worth failing for.
+        Ok(blobs.iter().filter_map(|blob| postcard::from_bytes(blob).ok()).collect())
+    }
+
+    /// Keeps a job. Returns the jobs whose log files may go, being too old.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_job(&self, job: &JobInfo) -> Result<Vec<JobId>, StoreError> {
+        let id = i64::try_from(job.job.0).unwrap_or(i64::MAX);
+        let blob = postcard::to_stdvec(job)?;
+        self.db.execute("INSERT OR REPLACE INTO job VALUES (?1, ?2)", params![id, blob])?;
+        let mut query = self.db.prepare(
+            "DELETE FROM job WHERE id NOT IN (SELECT id FROM job ORDER BY id DESC LIMIT ?1)
+             RETURNING id",
+        )?;
+        let old: Vec<i64> =
+            query.query_map(params![KEPT_JOBS], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(old.into_iter().map(|id| JobId(id.unsigned_abs())).collect())
+    }
+
+    /// Keeps a token's hash until a time, in seconds since the Epoch.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_token(&self, hash: &[u8; 32], until_s: i64) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT OR REPLACE INTO token VALUES (?1, ?2)",
+            params![hash.as_slice(), until_s],
+        )?;
+        Ok(())
+    }
+
+    /// Whether a token with this hash is valid now, in seconds since the Epoch.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn has_token(&self, hash: &[u8; 32], now_s: i64) -> Result<bool, StoreError> {
+        self.db.execute("DELETE FROM token WHERE until_s < ?1", params![now_s])?;
+        let found = self
+            .db
+            .query_row("SELECT 1 FROM token WHERE hash = ?1", params![hash.as_slice()], |_| Ok(()))
+            .optional()?;
+        Ok(found.is_some())
+    }
+}
+
+fn wanted_name(wanted: Wanted) -> &'static str {
+    match wanted {
+        Wanted::Up => "up",
+        Wanted::Drain => "drain",
+        Wanted::Unavailable => "unavailable",
+        Wanted::Error => "error",
+    }
+}
+
+fn wanted_from(name: &str) -> Wanted {
+    match name {
+        "drain" => Wanted::Drain,
+        "unavailable" => Wanted::Unavailable,
+        "error" => Wanted::Error,
+        _ => Wanted::Up,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> Store {
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        let secrets =
+            ClusterSecrets { cluster: "c".into(), certificate: vec![1], key: vec![2] };
+        store.initialise(&secrets).unwrap();
+        store
+    }
+
+    #[test]
+    fn job_numbers_are_never_granted_twice() {
+        let store = store();
+        let (first, end) = store.grant_jobs().unwrap();
+        assert!(first < end);
+        assert_eq!(store.grant_jobs().unwrap().0, end);
+    }
+
+    #[test]
+    fn nodes_come_back_as_they_were() {
+        let store = store();
+        let mut table = NodeTable::default();
+        let node = table.enrol("n3").unwrap();
+        (node.mode, node.slots, node.wanted) = (0o100, Some(9), Wanted::Drain);
+        store.put_node(node).unwrap();
+        let read = store.nodes().unwrap();
+        assert_eq!(read.by_name("n3").unwrap(), table.by_name("n3").unwrap());
+    }
+
+    #[test]
+    fn tokens_end() {
+        let store = store();
+        store.put_token(&[7; 32], 100).unwrap();
+        assert!(store.has_token(&[7; 32], 99).unwrap());
+        assert!(!store.has_token(&[8; 32], 99).unwrap());
+        assert!(!store.has_token(&[7; 32], 101).unwrap());
+    }
+
+    #[test]
+    fn there_is_one_cluster() {
+        let store = store();
+        let again = ClusterSecrets { cluster: "d".into(), certificate: vec![], key: vec![] };
+        assert!(store.initialise(&again).is_err());
+        assert_eq!(store.secrets().unwrap().unwrap().cluster, "c");
+    }
+}

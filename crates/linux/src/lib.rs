@@ -1,0 +1,22 @@
+//! What Wiglaf needs of the kernel and safe crates do not offer.
+//!
+//! This is the only crate of the workspace with `unsafe` code. It knows system calls,
+//! not clusters: nothing here decides anything, and nothing here logs.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("Wiglaf runs on Linux only");
+
+mod arch;
+pub mod creds;
+pub mod ghost;
+pub mod mount;
+pub mod namespace;
+pub mod peer;
+pub mod process;
+pub mod signal;
+pub mod spawn;
+pub mod status;
+pub mod trace;
+mod vfork;
+
+pub use rustix::io::Errno;

@@ -1,0 +1,67 @@
+//! Benchmarks by name. Each is a module here with a row in [`BENCHES`].
+
+use anyhow::{Result, bail};
+
+struct Bench {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const BENCHES: &[Bench] = &[];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which benchmark
+    name: String,
+    /// What the benchmark takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match BENCHES.iter().find(|bench| bench.name == args.name) {
+        Some(bench) => (bench.run)(&args.args),
+        None => bail!(
+            "no benchmark is called `{}`; {}",
+            args.name,
+            existing(BENCHES)
+        ),
+    }
+}
+
+fn existing(benches: &[Bench]) -> String {
+    if benches.is_empty() {
+        return "there is none yet".to_owned();
+    }
+    let mut text = "there are:".to_owned();
+    for bench in benches {
+        text.push_str(&format!("\n  {:12} {}", bench.name, bench.about));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_told_what_exists() {
+        let args = Args {
+            name: "no-such-bench".to_owned(),
+            args: Vec::new(),
+        };
+        let error = run(&args).expect_err("no benchmark has this name");
+        assert!(error.to_string().contains("`no-such-bench`"));
+        let bench = Bench {
+            name: "launch",
+            about: "what a launch costs",
+            run: |_| Ok(()),
+        };
+        assert!((bench.run)(&[]).is_ok());
+        assert_eq!(
+            existing(&[bench]),
+            "there are:\n  launch       what a launch costs"
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! `cargo xtask ci`: the steps in order, stopping at the first that fails.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use cargo_metadata::{Metadata, MetadataCommand};
+
+use crate::testing::{self, Totals};
+use crate::{arrows, binary, packages, run, sources};
+
+/// Built without optimisation: that takes a third of the time, and the tree is small.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+pub(crate) fn run() -> Result<()> {
+    let metadata = MetadataCommand::new()
+        .no_deps()
+        .exec()
+        .context("can't read the workspace")?;
+    std::env::set_current_dir(&metadata.workspace_root)
+        .with_context(|| format!("can't enter {}", metadata.workspace_root))?;
+
+    let mut steps = Steps::default();
+    steps.run("system packages", packages::install_missing)?;
+    steps.run("format", || {
+        run::check(run::cargo().args(["fmt", "--all", "--check"]))
+    })?;
+    steps.run("crate arrows", || arrows::check(&metadata))?;
+    steps.run("unsafe", || sources::check(&metadata))?;
+    steps.run("clippy", clippy)?;
+    steps.run("dependencies", || check_dependencies(&metadata))?;
+    steps.run("release build", release_build)?;
+    // The dev profile: optimising every test program costs more than the tests do.
+    let totals = steps.run("tests", testing::run)?;
+    steps.report(&totals);
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    run::check(run::cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+/// Licences, sources and bans by deny.toml. Advisories are left out: they come over the
+/// network and would make yesterday's commit fail today.
+fn check_dependencies(metadata: &Metadata) -> Result<()> {
+    let tools = metadata.target_directory.join("tools");
+    let program = tools.join("bin/cargo-deny");
+    if !has_version(program.as_std_path()) {
+        run::check(
+            run::cargo()
+                .args(["install", "cargo-deny", "--quiet", "--locked", "--debug"])
+                .args(["--force", "--version", CARGO_DENY_VERSION])
+                .args(["--root", tools.as_str()]),
+        )?;
+    }
+    run::check(Command::new(&program).args([
+        "check",
+        "--hide-inclusion-graph",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn has_version(program: &Path) -> bool {
+    program.exists()
+        && run::output(Command::new(program).arg("--version"))
+            .is_ok_and(|version| version.trim().ends_with(CARGO_DENY_VERSION))
+}
+
+fn release_build() -> Result<()> {
+    let mut command = run::cargo();
+    command.args(["build", "--release", "--locked", "--package", "wiglaf"]);
+    run::check(&mut command)?;
+    // The target's folder bears the host's name, as .cargo/config.toml names the target.
+    command.args(["--quiet", "--message-format", "json"]);
+    let messages = run::output(&mut command)?;
+    let executable = cargo_metadata::Message::parse_stream(messages.as_bytes())
+        .filter_map(|message| match message {
+            Ok(cargo_metadata::Message::CompilerArtifact(artifact)) => artifact.executable,
+            _ => None,
+        })
+        .last()
+        .context("cargo named no executable of the package `wiglaf`")?;
+    binary::check_static(executable.as_std_path())
+}
+
+#[derive(Default)]
+struct Steps {
+    done: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn run<T>(&mut self, title: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        println!("\n=== {title}");
+        let started = Instant::now();
+        let result = step();
+        let took = started.elapsed();
+        let word = if result.is_ok() { "ok" } else { "FAILED" };
+        println!("=== {title}: {word} after {:.1} s", took.as_secs_f64());
+        self.done.push((title, took));
+        result.map_err(|error| anyhow!("CI stopped at the step `{title}`: {error:#}"))
+    }
+
+    /// The durations, what was skipped, and the sum as the very last line.
+    fn report(&self, totals: &Totals) {
+        println!();
+        for (title, took) in &self.done {
+            println!("{:>8.1} s  {title}", took.as_secs_f64());
+        }
+        let total: Duration = self.done.iter().map(|(_, took)| *took).sum();
+        println!("{:>8.1} s  in all\n", total.as_secs_f64());
+        for line in &totals.skip_lines {
+            println!("{line}");
+        }
+        println!("{totals}");
+    }
+}

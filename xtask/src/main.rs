@@ -1,0 +1,45 @@
+//! The only tool runner: what CI runs, and the benchmarks.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod arrows;
+mod bench;
+mod binary;
+mod ci;
+mod packages;
+mod run;
+mod sources;
+mod testing;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Runs Wiglaf's development tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that must hold before a change goes in
+    Ci,
+    /// Measure something: `cargo xtask bench NAME [ARGS]`
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        None => Cli::command().print_help().map_err(Into::into),
+        Some(Task::Ci) => ci::run(),
+        Some(Task::Bench(args)) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

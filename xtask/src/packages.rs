@@ -1,0 +1,111 @@
+//! The system packages that building and testing need.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::run;
+
+/// Debian's names. The tests use the tools as a user of Wiglaf would.
+const PACKAGES: &[&str] = &[
+    "gcc",
+    "git",
+    "htop",
+    "iproute2",
+    "libc6-dev",
+    "procps",
+    "psmisc",
+    "tmux",
+    "util-linux",
+    "vim-tiny",
+];
+
+pub(crate) fn install_missing() -> Result<()> {
+    let Some(installed) = installed()? else {
+        println!(
+            "dpkg-query is not here, so the packages are taken for granted: {}",
+            PACKAGES.join(" ")
+        );
+        return Ok(());
+    };
+    let missing: Vec<&str> = missing(PACKAGES, &installed);
+    if missing.is_empty() {
+        println!("all {} packages are here", PACKAGES.len());
+        return Ok(());
+    }
+    let install = format!(
+        "apt-get install -y --no-install-recommends {}",
+        missing.join(" ")
+    );
+    let Some(prefix) = root_prefix()? else {
+        bail!(
+            "packages are missing, and neither are we root nor does `sudo -n` work; as root run: {install}"
+        );
+    };
+    let apt = |args: &[&str]| {
+        let mut words = prefix.to_vec();
+        words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+        words.extend(args);
+        run::check(Command::new(words[0]).args(&words[1..]))
+    };
+    apt(&["update"])?;
+    let mut args = vec!["install", "-y", "--no-install-recommends"];
+    args.extend(&missing);
+    apt(&args)
+}
+
+/// What dpkg says of our packages, one `name status` a line; `None` without dpkg.
+fn installed() -> Result<Option<String>> {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
+        .args(PACKAGES)
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        // It also fails when it does not know one of the names; what it knows it prints.
+        Ok(output) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("can't run dpkg-query"),
+    }
+}
+
+fn missing<'a>(wanted: &[&'a str], installed: &str) -> Vec<&'a str> {
+    let is_installed = |name: &&str| {
+        installed
+            .lines()
+            .any(|line| line.split_once(' ') == Some((name, "installed")))
+    };
+    wanted
+        .iter()
+        .copied()
+        .filter(|name| !is_installed(name))
+        .collect()
+}
+
+/// The words before a command that root must run, if we can be root.
+fn root_prefix() -> Result<Option<&'static [&'static str]>> {
+    if run::output(Command::new("id").arg("-u"))?.trim() == "0" {
+        return Ok(Some(&[]));
+    }
+    let sudo = Command::new("sudo")
+        .args(["-n", "true"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    Ok(matches!(sudo, Ok(status) if status.success()).then_some(&["sudo", "-n"]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_dpkg_calls_installed_is_there() {
+        let installed = "gcc installed\nhtop config-files\ntmux not-installed\ngcc-12 installed\n";
+        assert_eq!(
+            missing(&["gcc", "htop", "tmux", "vim-tiny"], installed),
+            ["htop", "tmux", "vim-tiny"]
+        );
+        assert!(missing(&["gcc"], installed).is_empty());
+    }
+}
