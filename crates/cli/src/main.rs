@@ -1,3 +1,83 @@
 #![forbid(unsafe_code)]
-//! The `wiglaf` command.
-fn main() {}
+//! The `wiglaf` command: one file per command, and nothing but their arguments and output. What
+//! they do is done by the head, the agents, the keeper and the deputies.
+
+mod commands;
+mod error;
+mod head;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::CommandError;
+
+const EXAMPLES: &str = "\
+Examples:
+  wiglaf demo                        a guided tour on virtual nodes; leaves nothing behind
+  wiglaf up -n 4                     four virtual nodes on this machine, until `wiglaf down`
+  wiglaf run uname -a                on the least loaded node
+  wiglaf run -w n[1-3] -l hostname   on three nodes, each line with its node's name
+  wiglaf run -a -b cat /proc/loadavg on all nodes that are up, equal outputs once
+  wiglaf run --tty -w n2 htop        a terminal on n2
+  wiglaf ps                          the processes on all nodes; `wiglaf kill PID` signals one
+  wiglaf nodes                       the nodes and their states";
+
+/// Turns a pile of Linux machines into one computer: commands run on any node as if they ran here.
+#[derive(Parser)]
+#[command(name = "wiglaf", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(commands::demo::Args),
+    Up(commands::up::Args),
+    Down(commands::down::Args),
+    Run(commands::run::Args),
+    Ps(commands::ps::Args),
+    Kill(commands::kill::Args),
+    Jobs(commands::jobs::Args),
+    Wait(commands::wait::Args),
+    Logs(commands::logs::Args),
+    Cp(commands::cp::Args),
+    Nodes(commands::nodes::Args),
+    Node(commands::node::Args),
+    Init(commands::init::Args),
+    Head(commands::head::Args),
+    #[command(hide = true)]
+    Keeper(commands::keeper::Args),
+    #[command(hide = true)]
+    Rack(commands::rack::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Demo(args) => commands::demo::run(&args),
+        Command::Up(args) => commands::up::run(&args),
+        Command::Down(args) => commands::down::run(&args),
+        Command::Run(args) => commands::run::run(args),
+        Command::Ps(args) => commands::ps::run(&args),
+        Command::Kill(args) => commands::kill::run(&args),
+        Command::Jobs(args) => commands::jobs::run(&args),
+        Command::Wait(args) => commands::wait::run(&args),
+        Command::Logs(args) => commands::logs::run(&args),
+        Command::Cp(args) => commands::cp::run(&args),
+        Command::Nodes(args) => commands::nodes::run(&args),
+        Command::Node(args) => commands::node::run(args),
+        Command::Init(args) => commands::init::run(&args),
+        Command::Head(args) => commands::head::run(&args),
+        Command::Keeper(args) => commands::keeper::run(&args),
+        Command::Rack(args) => commands::rack::run(&args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => ExitCode::from(error.report()),
+    }
+}
+
+type CommandResult = Result<u8, CommandError>;

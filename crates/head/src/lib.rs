@@ -4,7 +4,9 @@
 //!
 //! [`reactor`] decides; everything else here carries messages to it and effects from it.
 
+pub mod caller;
 pub mod config;
+pub mod daemon;
 pub mod jobs;
 pub mod node_table;
 pub mod placement;

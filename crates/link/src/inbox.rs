@@ -1,17 +1,20 @@
 //! Received bytes that are not yet whole frames.
 
 use serde::de::DeserializeOwned;
-use wiglaf_wire::frame::{self, Frame, FrameError};
+use wiglaf_wire::frame::{self, DataHeader, Frame, FrameError};
 
 /// Room made for one read.
 pub(crate) const READ_BYTES: usize = 256 << 10;
-/// A buffer that grew beyond this is given back when it is empty, so that an idle daemon is thin.
+/// A buffer that grew beyond this is given back when it is empty and was hardly used since it was
+/// empty before, so that an idle daemon is thin and a busy one does not allocate.
 const KEEP_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
+    /// What is still to come of a data frame: bulk data is handed out as it arrives.
+    open: Option<(DataHeader, usize)>,
 }
 
 impl Inbox {
@@ -22,27 +25,84 @@ impl Inbox {
 
     fn make_room(&mut self) {
         if self.start == self.bytes.len() {
-            self.bytes.clear();
-            self.start = 0;
-            if self.bytes.capacity() > KEEP_BYTES {
+            let spare = self.bytes.capacity() > KEEP_BYTES;
+            if spare && self.bytes.len() < self.bytes.capacity() / 8 && !self.bytes.is_empty() {
                 self.bytes = Vec::new();
             }
+            self.bytes.clear();
+            self.start = 0;
         } else if self.start > READ_BYTES {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
     }
 
-    /// Takes the next whole frame.
+    /// Takes the next frame. A data frame that has not arrived whole comes in pieces, each with
+    /// its own offset.
     pub(crate) fn next<M: DeserializeOwned>(
         &mut self,
     ) -> Result<Option<Frame<'_, M>>, FrameError> {
+        let rest = &self.bytes[self.start..];
+        if self.open.is_none()
+            && let Some((header, prefix, length)) = frame::take_data_prefix(rest)?
+        {
+            self.start += prefix;
+            self.open = Some((header, length));
+        }
+        if let Some((header, length)) = self.open {
+            let rest = &self.bytes[self.start..];
+            let piece = &rest[..length.min(rest.len())];
+            if piece.is_empty() && length > 0 {
+                return Ok(None);
+            }
+            self.start += piece.len();
+            let offset = header.offset.saturating_add(piece.len() as u64);
+            self.open = (piece.len() < length)
+                .then(|| (DataHeader { offset, ..header }, length - piece.len()));
+            return Ok(Some(Frame::Data(header, piece)));
+        }
         match frame::take(&self.bytes[self.start..])? {
             Some((frame, used)) => {
                 self.start += used;
                 Ok(Some(frame))
             }
             None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wiglaf_wire::id::{JobId, TaskId};
+    use wiglaf_wire::stream::Stream;
+
+    #[test]
+    fn data_is_handed_out_as_it_arrives() {
+        let task = TaskId { job: JobId(1), index: 2 };
+        let header = DataHeader { task, stream: Stream::Output, offset: 100 };
+        let mut wire = Vec::new();
+        frame::put_message(&mut wire, &"before".to_owned()).unwrap();
+        wire.extend_from_slice(&frame::data_prefix(header, 1000));
+        wire.extend_from_slice(&[7; 1000]);
+        frame::put_message(&mut wire, &"after".to_owned()).unwrap();
+        for step in [1, 5, 26, 300, 5000] {
+            let mut inbox = Inbox::default();
+            let (mut data, mut messages) = (0, Vec::new());
+            for bytes in wire.chunks(step) {
+                inbox.extend(bytes);
+                while let Some(frame) = inbox.next::<String>().unwrap() {
+                    match frame {
+                        Frame::Data(at, piece) => {
+                            assert_eq!(at.offset, 100 + data);
+                            data += piece.len() as u64;
+                        }
+                        Frame::Message(text) => messages.push((data, text)),
+                    }
+                }
+            }
+            assert_eq!(data, 1000);
+            assert_eq!(messages, [(0, "before".to_owned()), (1000, "after".to_owned())]);
         }
     }
 }

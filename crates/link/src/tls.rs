@@ -1,15 +1,22 @@
 //! Framed messages and bulk data over TLS 1.3 on a TCP socket.
+//!
+//! rustls' unbuffered interface: records are made and opened in our own buffers, since its
+//! buffered one moves bulk data through three more.
 
-use std::io::{self, Read, Write};
+use std::io::Read;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::Acceptor;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::server::{Acceptor, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus,
+};
+use rustls::{ClientConfig, CommonState, ServerConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wiglaf_wire::frame::{self, DataHeader, Frame};
@@ -19,19 +26,44 @@ use crate::{LinkError, MAX_QUEUED_BYTES};
 
 /// Longest ClientHello that is looked at before a connection is given up.
 const MAX_HELLO_BYTES: usize = 16 << 10;
+/// Longest TLS 1.3 record with its header (RFC 8446, 5.2).
+const MAX_RECORD_BYTES: usize = 5 + (16 << 10) + 256;
+/// Most plain text in one record.
+const RECORD_PLAIN_BYTES: usize = 16 << 10;
+/// Room for what TLS puts around each record's plain text.
+const RECORD_EXTRA_BYTES: usize = 64;
+/// Bytes that are encrypted at once.
+const ENCRYPT_BYTES: usize = 128 << 10;
+/// A buffer that is larger than this is given back when it is hardly used.
+const KEEP_BYTES: usize = 32 << 10;
 
 /// One end of a TLS conversation that receives `In` and sends `Out`.
 pub struct TlsLink<In, Out> {
     socket: OwnedFd,
-    tls: Connection,
+    session: Session,
     inbox: Inbox,
     /// Messages that wait to be encrypted together.
     plain: Vec<u8>,
     /// Ciphertext that the socket has not taken yet.
-    cipher: Vec<u8>,
-    cipher_sent: usize,
-    scratch: Vec<u8>,
+    outgoing: Buffer,
+    /// Ciphertext that is not yet a whole record.
+    incoming: Buffer,
+    peer_closed: bool,
     conversation: PhantomData<fn(Out) -> In>,
+}
+
+enum Session {
+    Client(UnbufferedClientConnection),
+    Server(UnbufferedServerConnection),
+}
+
+impl Session {
+    fn state(&self) -> &CommonState {
+        match self {
+            Session::Client(session) => session,
+            Session::Server(session) => session,
+        }
+    }
 }
 
 impl<In, Out> std::fmt::Debug for TlsLink<In, Out> {
@@ -50,7 +82,7 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, LinkError> {
-        Self::new(socket, ClientConnection::new(config, name)?.into())
+        Self::new(socket, Session::Client(UnbufferedClientConnection::new(config, name)?))
     }
 
     /// The side that was dialled.
@@ -58,34 +90,33 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The configuration or the socket is unusable.
     pub fn server(socket: OwnedFd, config: Arc<ServerConfig>) -> Result<Self, LinkError> {
-        Self::new(socket, ServerConnection::new(config)?.into())
+        Self::new(socket, Session::Server(UnbufferedServerConnection::new(config)?))
     }
 
-    fn new(socket: OwnedFd, mut tls: Connection) -> Result<Self, LinkError> {
+    fn new(socket: OwnedFd, session: Session) -> Result<Self, LinkError> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
-        // The bound on what is queued is this module's own, over plain and cipher text.
-        tls.set_buffer_limit(None);
         Ok(TlsLink {
             socket,
-            tls,
+            session,
             inbox: Inbox::default(),
             plain: Vec::new(),
-            cipher: Vec::new(),
-            cipher_sent: 0,
-            scratch: Vec::new(),
+            outgoing: Buffer::default(),
+            incoming: Buffer::default(),
+            peer_closed: false,
             conversation: PhantomData,
         })
     }
 
     /// Whether the handshake is still under way.
     pub fn is_handshaking(&self) -> bool {
-        self.tls.is_handshaking()
+        self.session.state().is_handshaking()
     }
 
     /// The peer's certificates, once the handshake is over and if it has shown any.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
-        if self.is_handshaking() { None } else { self.tls.peer_certificates() }
+        let state = self.session.state();
+        if state.is_handshaking() { None } else { state.peer_certificates() }
     }
 
     /// Queues a message for the next [`TlsLink::flush`]. Many small messages share one record.
@@ -100,10 +131,24 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// Queues bulk data.
     ///
     /// # Errors
-    /// The peer does not read.
+    /// The peer does not read, or the connection is over.
     pub fn queue_data(&mut self, header: DataHeader, data: &[u8]) -> Result<(), LinkError> {
         self.plain.extend_from_slice(&frame::data_prefix(header, data.len()));
-        self.plain.extend_from_slice(data);
+        if data.len() < RECORD_PLAIN_BYTES || self.is_handshaking() {
+            self.plain.extend_from_slice(data);
+        } else {
+            // Full records are made from where the bytes are; what is left over shares its record
+            // with what comes next.
+            let fill = RECORD_PLAIN_BYTES.saturating_sub(self.plain.len() % RECORD_PLAIN_BYTES);
+            let (first, rest) = data.split_at(fill.min(data.len()));
+            self.plain.extend_from_slice(first);
+            self.encrypt_plain()?;
+            let whole = rest.len() - rest.len() % RECORD_PLAIN_BYTES;
+            for piece in rest[..whole].chunks(ENCRYPT_BYTES) {
+                self.turn(piece)?;
+            }
+            self.plain.extend_from_slice(&rest[whole..]);
+        }
         self.check_bound()
     }
 
@@ -122,12 +167,12 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
 
     /// Bytes that wait to be written.
     pub fn queued_bytes(&self) -> usize {
-        self.plain.len() + self.cipher.len() - self.cipher_sent
+        self.plain.len() + self.outgoing.filled().len()
     }
 
     /// Whether the loop should wait for room to write.
     pub fn wants_write(&self) -> bool {
-        self.cipher_sent < self.cipher.len() || self.tls.wants_write()
+        !self.outgoing.filled().is_empty()
     }
 
     /// Encrypts what is queued and writes as much as the socket takes.
@@ -135,34 +180,41 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The connection is over.
     pub fn flush(&mut self) -> Result<(), LinkError> {
-        if !self.tls.is_handshaking() && !self.plain.is_empty() {
-            self.tls.writer().write_all(&self.plain).map_err(|_| LinkError::Closed)?;
-            self.plain.clear();
-            if self.plain.capacity() > READ_BYTES * 2 {
-                self.plain = Vec::new();
-            }
+        if self.is_handshaking() {
+            self.turn(&[])?;
         }
-        loop {
-            while self.tls.wants_write() {
-                self.tls.write_tls(&mut self.cipher).map_err(|_| LinkError::Closed)?;
-            }
-            if self.cipher_sent == self.cipher.len() {
-                self.cipher.clear();
-                self.cipher_sent = 0;
-                if self.cipher.capacity() > READ_BYTES * 2 {
-                    self.cipher = Vec::new();
-                }
-                return Ok(());
-            }
-            let rest = &self.cipher[self.cipher_sent..];
-            match rustix::net::send(&self.socket, rest, SendFlags::NOSIGNAL) {
-                Ok(sent) => self.cipher_sent += sent,
+        if !self.is_handshaking() {
+            self.encrypt_plain()?;
+        }
+        self.write_outgoing()
+    }
+
+    fn encrypt_plain(&mut self) -> Result<(), LinkError> {
+        if self.plain.is_empty() {
+            return Ok(());
+        }
+        let mut plain = std::mem::take(&mut self.plain);
+        for piece in plain.chunks(ENCRYPT_BYTES) {
+            self.turn(piece)?;
+        }
+        if plain.capacity() <= KEEP_BYTES {
+            plain.clear();
+            self.plain = plain;
+        }
+        Ok(())
+    }
+
+    fn write_outgoing(&mut self) -> Result<(), LinkError> {
+        while !self.outgoing.filled().is_empty() {
+            match rustix::net::send(&self.socket, self.outgoing.filled(), SendFlags::NOSIGNAL) {
+                Ok(sent) => self.outgoing.take(sent),
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(LinkError::Closed),
                 Err(errno) => return Err(errno.into()),
             }
         }
+        Ok(())
     }
 
     /// Reads what there is, once. Returns whether there was anything.
@@ -170,70 +222,182 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The connection is over; frames that came before can still be taken.
     pub fn receive(&mut self) -> Result<bool, LinkError> {
-        if self.scratch.is_empty() {
-            self.scratch = vec![0; READ_BYTES];
+        if self.peer_closed {
+            return Err(LinkError::Closed);
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self.receive_into(&mut scratch);
-        // Kept only while data flows in large pieces, so that an idle link costs nothing.
-        if matches!(result, Ok(read) if read > READ_BYTES / 4) {
-            self.scratch = scratch;
-        }
-        result.map(|read| read > 0)
-    }
-
-    fn receive_into(&mut self, scratch: &mut [u8]) -> Result<usize, LinkError> {
-        let read = match rustix::net::recv(&self.socket, &mut *scratch, RecvFlags::empty()) {
+        let room = self.incoming.room(READ_BYTES);
+        let read = match rustix::net::recv(&self.socket, room, RecvFlags::empty()) {
             Ok((0, _)) => return Err(LinkError::Closed),
             Ok((read, _)) => read,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(Errno::CONNRESET) => return Err(LinkError::Closed),
             Err(errno) => return Err(errno.into()),
         };
-        let was_handshaking = self.tls.is_handshaking();
-        let mut rest = &scratch[..read];
-        while !rest.is_empty() {
-            self.tls.read_tls(&mut rest).map_err(|_| LinkError::Closed)?;
-            let state = self.tls.process_new_packets();
-            if state.is_err() {
-                // The alert that says why is worth sending; the connection ends all the same.
-                let _ = self.flush();
-            }
-            let mut plain = state?.plaintext_bytes_to_read();
-            while plain > 0 {
-                plain = plain.saturating_sub(self.take_plain()?);
-            }
+        self.incoming.fill(read);
+        let was_handshaking = self.is_handshaking();
+        let turned = self.turn(&[]);
+        if turned.is_err() {
+            // The alert that says why is worth sending; the connection ends all the same.
+            let _ = self.turn(&[]);
+            let _ = self.write_outgoing();
         }
-        if was_handshaking || self.tls.wants_write() {
+        turned?;
+        if self.incoming.filled().len() > MAX_RECORD_BYTES && !self.is_handshaking() {
+            return Err(LinkError::Closed);
+        }
+        if was_handshaking || self.wants_write() {
             self.flush()?;
         }
-        Ok(read)
+        Ok(true)
     }
 
-    fn take_plain(&mut self) -> Result<usize, LinkError> {
-        use std::io::BufRead;
-        let mut reader = self.tls.reader();
-        let taken = match reader.fill_buf() {
-            Ok(bytes) => {
-                self.inbox.extend(bytes);
-                bytes.len()
+    /// Lets TLS go on: opens the records that have arrived, makes those that it wants to send,
+    /// and encrypts `plain` (only given once the handshake is over).
+    fn turn(&mut self, plain: &[u8]) -> Result<(), LinkError> {
+        loop {
+            let incoming = self.incoming.filled_mut();
+            let (discard, done) = match &mut self.session {
+                Session::Client(session) => {
+                    let status = session.process_tls_records(incoming);
+                    step(status, plain, &mut self.outgoing, &mut self.inbox, &mut self.peer_closed)
+                }
+                Session::Server(session) => {
+                    let status = session.process_tls_records(incoming);
+                    step(status, plain, &mut self.outgoing, &mut self.inbox, &mut self.peer_closed)
+                }
+            };
+            self.incoming.take(discard);
+            if done? {
+                return Ok(());
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(usize::MAX),
-            Err(_) => return Err(LinkError::Closed),
-        };
-        if taken == 0 {
-            return Ok(usize::MAX);
         }
-        reader.consume(taken);
-        Ok(taken)
     }
 
-    /// The next whole frame, if there is one.
+    /// The next whole frame, or piece of bulk data, if there is one.
     ///
     /// # Errors
     /// The peer broke the protocol.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_, In>>, LinkError> {
         Ok(self.inbox.next()?)
+    }
+}
+
+/// One state of rustls: how many bytes it has done with, and whether it waits for the peer.
+fn step<Data>(
+    status: UnbufferedStatus<'_, '_, Data>,
+    plain: &[u8],
+    outgoing: &mut Buffer,
+    inbox: &mut Inbox,
+    peer_closed: &mut bool,
+) -> (usize, Result<bool, LinkError>) {
+    let UnbufferedStatus { mut discard, state } = status;
+    let state = match state {
+        Ok(state) => state,
+        Err(error) => return (discard, Err(error.into())),
+    };
+    let result = match state {
+        ConnectionState::ReadTraffic(mut traffic) => loop {
+            match traffic.next_record() {
+                Some(Ok(record)) => {
+                    discard += record.discard;
+                    inbox.extend(record.payload);
+                }
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(false),
+            }
+        },
+        ConnectionState::EncodeTlsData(mut data) => {
+            let mut size = RECORD_PLAIN_BYTES;
+            loop {
+                match data.encode(outgoing.room(size)) {
+                    Ok(written) => {
+                        outgoing.fill(written);
+                        break Ok(false);
+                    }
+                    Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) => {
+                        size = required_size;
+                    }
+                    Err(EncodeError::AlreadyEncoded) => break Ok(false),
+                }
+            }
+        }
+        ConnectionState::TransmitTlsData(data) => {
+            // The socket gets it with all else that is outgoing.
+            data.done();
+            Ok(false)
+        }
+        ConnectionState::WriteTraffic(mut traffic) if !plain.is_empty() => {
+            let records = plain.len().div_ceil(RECORD_PLAIN_BYTES);
+            let mut size = plain.len() + records * RECORD_EXTRA_BYTES;
+            loop {
+                match traffic.encrypt(plain, outgoing.room(size)) {
+                    Ok(written) => {
+                        outgoing.fill(written);
+                        break Ok(true);
+                    }
+                    Err(EncryptError::InsufficientSize(InsufficientSizeError {
+                        required_size,
+                    })) => size = required_size,
+                    Err(EncryptError::EncryptExhausted) => break Err(LinkError::Closed),
+                }
+            }
+        }
+        ConnectionState::PeerClosed => {
+            *peer_closed = true;
+            Ok(false)
+        }
+        ConnectionState::WriteTraffic(_) | ConnectionState::BlockedHandshake => Ok(true),
+        // Early data is never offered; a state that is not known can't be served.
+        _ => Err(LinkError::Closed),
+    };
+    (discard, result)
+}
+
+/// Bytes that come in at the end and leave at the front. Its memory is made once and reused.
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Most bytes that it has held since it was empty.
+    peak: usize,
+}
+
+impl Buffer {
+    fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
+    }
+
+    /// Room for `size` bytes behind those that are there.
+    fn room(&mut self, size: usize) -> &mut [u8] {
+        if self.end + size > self.bytes.len() && self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.end + size > self.bytes.len() {
+            self.bytes.resize(self.end + size, 0);
+        }
+        &mut self.bytes[self.end..self.end + size]
+    }
+
+    fn fill(&mut self, count: usize) {
+        self.end += count;
+        self.peak = self.peak.max(self.end - self.start);
+    }
+
+    fn take(&mut self, count: usize) {
+        self.start += count;
+        if self.start == self.end && self.start > 0 {
+            if self.bytes.len() > KEEP_BYTES && self.peak < self.bytes.len() / 8 {
+                self.bytes = Vec::new();
+            }
+            (self.start, self.end, self.peak) = (0, 0, 0);
+        }
     }
 }
 

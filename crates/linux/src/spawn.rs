@@ -209,12 +209,7 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
 pub(crate) fn reap_failed(pid: i32) {
     loop {
         // SAFETY: no pointer is passed.
-        let result = unsafe {
-            checked(
-                libc::SYS_wait4,
-                [int(pid), 0, int(libc::__WALL), 0],
-            )
-        };
+        let result = unsafe { checked(libc::SYS_wait4, [int(pid), 0, int(libc::__WALL), 0]) };
         if result != Err(Errno::INTR) {
             return;
         }
@@ -339,7 +334,11 @@ fn prepare(request: &SpawnRequest<'_>) -> Result<(), (Stage, Errno)> {
         }
         if let Some(root) = request.root {
             step(Stage::Chroot, libc::SYS_fchdir, [int(root.as_raw_fd())])?;
-            step(Stage::Chroot, libc::SYS_chroot, [c".".as_ptr().expose_provenance()])?;
+            step(
+                Stage::Chroot,
+                libc::SYS_chroot,
+                [c".".as_ptr().expose_provenance()],
+            )?;
         }
         if let Some(name) = request.hostname {
             let args = [name.as_ptr().expose_provenance(), name.len()];

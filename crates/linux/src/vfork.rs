@@ -133,7 +133,13 @@ impl Drop for Undumpable {
 
 fn get_dumpable() -> usize {
     // SAFETY: PR_GET_DUMPABLE takes no pointer.
-    unsafe { checked(libc::SYS_prctl, [arch::int(libc::PR_GET_DUMPABLE), 0, 0, 0, 0]) }.unwrap_or(0)
+    unsafe {
+        checked(
+            libc::SYS_prctl,
+            [arch::int(libc::PR_GET_DUMPABLE), 0, 0, 0, 0],
+        )
+    }
+    .unwrap_or(0)
 }
 
 /// A mapped stack with a guard below it.

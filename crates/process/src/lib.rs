@@ -1,2 +1,8 @@
 #![forbid(unsafe_code)]
-//! process
+//! What has two ends and concerns processes: the ghost and its keeper, the deputy, the relay of
+//! standard streams.
+//!
+//! The keeper knows ghosts and deputies, not nodes or placement; what the head wants remembered
+//! for a ghost is an opaque record to it.
+
+pub mod keeper;

@@ -121,6 +121,28 @@ pub fn take<M: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(Frame<'_, M>, u
     Ok(Some((frame, LENGTH_BYTES + length)))
 }
 
+/// The start of a data frame, so that its bytes can be passed on before all have arrived: its
+/// header, how many bytes the prefix took, and how many bytes of data follow. `None`: this is no
+/// data frame, or its prefix has not arrived whole.
+///
+/// # Errors
+/// The peer sent what is no frame of this conversation.
+pub fn take_data_prefix(bytes: &[u8]) -> Result<Option<(DataHeader, usize, usize)>, FrameError> {
+    const PREFIX_BYTES: usize = LENGTH_BYTES + 1 + DATA_HEADER_BYTES;
+    let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
+    let (length, body) = prefix.split_at(LENGTH_BYTES);
+    if body[0] != KIND_DATA {
+        return Ok(None);
+    }
+    let length = length.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    if length > MAX_FRAME_BYTES {
+        return Err(FrameError::TooLong(length));
+    }
+    let (header, _) = take_data_header(&body[1..]).ok_or(FrameError::BadDataHeader)?;
+    let data = length.checked_sub(1 + DATA_HEADER_BYTES).ok_or(FrameError::BadDataHeader)?;
+    Ok(Some((header, PREFIX_BYTES, data)))
+}
+
 fn take_data_header(payload: &[u8]) -> Option<(DataHeader, &[u8])> {
     let (job, rest) = payload.split_first_chunk::<8>()?;
     let (index, rest) = rest.split_first_chunk::<4>()?;

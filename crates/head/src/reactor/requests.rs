@@ -130,6 +130,14 @@ impl Reactor {
             .then_some(job)
     }
 
+    /// The task that such a command brings its descriptors for once more, and how many streams
+    /// the task has.
+    pub fn resumable(&self, caller: &Caller, index: u32) -> Option<(TaskId, usize)> {
+        let job = self.resumed_job(caller)?;
+        let streams = job.spec.stdio.iter().filter(|kind| **kind != StdioKind::Null).count();
+        Some((TaskId { job: job.id, index }, streams))
+    }
+
     /// Gives waiting jobs their nodes, oldest first. A job that can't be placed does not hold up
     /// those behind it that want other nodes.
     pub(super) fn place_waiting(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {

@@ -19,7 +19,7 @@ pub(crate) unsafe fn syscall6(
     unsafe {
         asm!(
             "syscall",
-            inlateout("rax") number as isize => result,
+            inlateout("rax") number => result,
             in("rdi") a,
             in("rsi") b,
             in("rdx") c,
@@ -57,7 +57,7 @@ pub(crate) unsafe fn clone3_on_stack(
             "call r9",
             "ud2",
             "2:",
-            inlateout("rax") libc::SYS_clone3 as isize => result,
+            inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") std::ptr::from_ref(args).expose_provenance(),
             in("rsi") size_of::<CloneArgs>(),
             in("r8") argument,

@@ -1,6 +1,7 @@
 //! One ghost, as the keeper sees it: a pure state machine. What the kernel and the head say goes
 //! in, what the keeper has to do comes out.
 
+use wiglaf_linux::ghost::{MAX_COMPLAINT, Order};
 use wiglaf_wire::keeper::{GhostEnd, GhostMode};
 
 const SIGILL: u8 = 4;
@@ -105,7 +106,7 @@ pub(super) enum Effect {
     Report(Report),
 }
 
-/// A control packet; its first byte is the operation.
+/// A message to the ghost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Packet {
     Mode(GhostMode),
@@ -117,27 +118,20 @@ pub(super) enum Packet {
 }
 
 impl Packet {
-    /// Longest text: a sentence or two, and never more than the ghost's buffer.
-    const MAX_TEXT_BYTES: usize = 1000;
-    const MODE_PUMP: u8 = 1;
-    const MODE_RAW: u8 = 2;
-
     pub(super) fn bytes(&self) -> Vec<u8> {
-        match self {
-            Packet::Mode(mode) => {
-                let pump = if mode.pump { Packet::MODE_PUMP } else { 0 };
-                let raw = if mode.raw { Packet::MODE_RAW } else { 0 };
-                vec![b'M', pump | raw]
-            }
+        const AROUND: usize = "wiglaf: \n".len();
+        let order = match self {
+            Packet::Mode(mode) => Order::Mode { pump: mode.pump, raw: mode.raw },
             Packet::Text(text) => {
-                let end = text.floor_char_boundary(Packet::MAX_TEXT_BYTES);
-                [b"E", &text.as_bytes()[..end]].concat()
+                let end = text.floor_char_boundary(MAX_COMPLAINT - AROUND);
+                return Order::Complain(&format!("wiglaf: {}\n", &text[..end])).encode();
             }
-            Packet::Exit(code) => vec![b'X', *code],
-            Packet::Die(signal) => vec![b'D', *signal],
-            Packet::Stop(signal) => vec![b'T', *signal],
-            Packet::Raw => vec![b'R'],
-        }
+            Packet::Exit(code) => Order::Exit(*code),
+            Packet::Die(signal) => Order::Die(*signal),
+            Packet::Stop(signal) => Order::Stop(*signal),
+            Packet::Raw => Order::RawAgain,
+        };
+        order.encode()
     }
 }
 

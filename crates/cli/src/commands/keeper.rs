@@ -1,0 +1,30 @@
+//! `wiglaf keeper`: started by the head, not by people.
+
+use std::path::PathBuf;
+
+use wiglaf_process::keeper::{self, KeeperConfig};
+
+use crate::CommandResult;
+use crate::output;
+
+/// The user that deputies' real uid is, so that the user whom they act for can't signal them: an
+/// account `wiglaf` if there is one, else a number that systemd keeps for dynamic users.
+const DEFAULT_SERVICE_ID: u32 = 64_194;
+
+/// Trace ghosts and keep deputies for the head
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where the head connects
+    #[arg(long)]
+    socket: PathBuf,
+}
+
+pub(crate) fn run(args: &Args) -> CommandResult {
+    let service = rustix::process::geteuid().is_root().then(|| {
+        let uid = output::id_of("wiglaf", "/etc/passwd").unwrap_or(DEFAULT_SERVICE_ID);
+        let gid = output::id_of("wiglaf", "/etc/group").unwrap_or(DEFAULT_SERVICE_ID);
+        (uid, gid)
+    });
+    keeper::run(KeeperConfig { socket: args.socket.clone(), service })?;
+    Ok(0)
+}

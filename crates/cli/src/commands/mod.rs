@@ -1,0 +1,18 @@
+//! One file per command.
+
+pub(crate) mod cp;
+pub(crate) mod demo;
+pub(crate) mod down;
+pub(crate) mod head;
+pub(crate) mod init;
+pub(crate) mod jobs;
+pub(crate) mod keeper;
+pub(crate) mod kill;
+pub(crate) mod logs;
+pub(crate) mod node;
+pub(crate) mod nodes;
+pub(crate) mod ps;
+pub(crate) mod rack;
+pub(crate) mod run;
+pub(crate) mod up;
+pub(crate) mod wait;

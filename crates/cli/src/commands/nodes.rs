@@ -1,0 +1,113 @@
+//! `wiglaf nodes`
+
+use serde::Serialize;
+use wiglaf_wire::client::{NodeInfo, Reply, Request};
+
+use crate::CommandResult;
+use crate::error::CommandError;
+use crate::head::Head;
+use crate::output::{self, Align, Column};
+
+/// Show the nodes and their states
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Wait until this many are up
+    #[arg(long, value_name = "N")]
+    wait: Option<u32>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Row {
+    id: u32,
+    name: String,
+    state: &'static str,
+    user: String,
+    group: String,
+    mode: String,
+    tasks: u32,
+    slots: u32,
+    load: f64,
+    cpus: u32,
+    memory_kib: u64,
+    available_kib: u64,
+    address: String,
+    arch: String,
+    kernel: String,
+    r#virtual: bool,
+}
+
+pub(crate) fn run(args: &Args) -> CommandResult {
+    let nodes = list(args.wait)?;
+    if args.json {
+        output::json(&nodes.iter().map(row).collect::<Vec<_>>())?;
+    } else {
+        print(&nodes)?;
+    }
+    Ok(0)
+}
+
+/// All nodes, once so many are up.
+pub(crate) fn list(wait: Option<u32>) -> Result<Vec<NodeInfo>, CommandError> {
+    let request = wait.map_or(Request::Nodes, |count| Request::WaitNodes { count });
+    match Head::connect()?.ask(&request)? {
+        Reply::Nodes(nodes) => Ok(nodes),
+        other => Err(CommandError::from_reply(other)),
+    }
+}
+
+pub(crate) fn row(node: &NodeInfo) -> Row {
+    Row {
+        id: node.id.0,
+        name: node.name.clone(),
+        state: node.state.name(),
+        user: output::user(node.uid),
+        group: output::group(node.gid),
+        mode: format!("{:03o}", node.mode),
+        tasks: node.tasks,
+        slots: node.slots,
+        load: f64::from(node.load_centi) / 100.0,
+        cpus: node.machine.cpus,
+        memory_kib: node.machine.memory_kib,
+        available_kib: node.available_kib,
+        address: node.machine.address.clone(),
+        arch: node.machine.arch.clone(),
+        kernel: node.machine.kernel.clone(),
+        r#virtual: node.is_virtual,
+    }
+}
+
+pub(crate) fn print(nodes: &[NodeInfo]) -> Result<(), CommandError> {
+    if nodes.is_empty() {
+        eprintln!("no nodes yet: `wiglaf up -n 4` makes virtual ones");
+        return Ok(());
+    }
+    let columns = [
+        Column("NODE", Align::Left),
+        Column("STATE", Align::Left),
+        Column("TASKS", Align::Right),
+        Column("LOAD", Align::Right),
+        Column("CPUS", Align::Right),
+        Column("FREE", Align::Right),
+        Column("ADDRESS", Align::Left),
+        Column("KERNEL", Align::Left),
+    ];
+    let cells: Vec<_> = nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                node.state.name().to_owned(),
+                format!("{}/{}", node.tasks, node.slots),
+                format!("{}.{:02}", node.load_centi / 100, node.load_centi % 100),
+                node.machine.cpus.to_string(),
+                output::size(node.available_kib),
+                node.machine.address.clone(),
+                node.machine.kernel.clone(),
+            ]
+        })
+        .collect();
+    output::table(&columns, &cells)
+}

@@ -1,0 +1,95 @@
+//! A command's connection to the head.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use wiglaf_head::config::Layout;
+use wiglaf_link::Channel;
+use wiglaf_wire::PROTOCOL_VERSION;
+use wiglaf_wire::client::{Reply, Request};
+
+use crate::error::{CommandError, connection_lost};
+
+/// A greeted connection.
+pub(crate) struct Head {
+    channel: Channel<Reply, Request>,
+}
+
+impl Head {
+    /// To the cluster that this user's commands talk to.
+    pub(crate) fn connect() -> Result<Head, CommandError> {
+        Head::connect_to(&Layout::reachable()?)
+    }
+
+    /// To the cluster with these directories.
+    pub(crate) fn connect_to(layout: &Layout) -> Result<Head, CommandError> {
+        let mut head = Head { channel: Channel::new(dial(layout)?)? };
+        match head.ask(&Request::Hello { version: PROTOCOL_VERSION })? {
+            Reply::Done => Ok(head),
+            other => Err(CommandError::from_reply(other)),
+        }
+    }
+
+    /// Sends a request and waits for the reply.
+    pub(crate) fn ask(&mut self, request: &Request) -> Result<Reply, CommandError> {
+        self.ask_with(request, Vec::new())
+    }
+
+    /// The same with descriptors.
+    pub(crate) fn ask_with(
+        &mut self,
+        request: &Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Reply, CommandError> {
+        self.send(request, descriptors)?;
+        self.next()
+    }
+
+    /// Sends a request whose answers come later.
+    pub(crate) fn send(
+        &mut self,
+        request: &Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), CommandError> {
+        let sent = self.channel.queue(request, descriptors).and_then(|()| self.channel.wait_flushed());
+        sent.map_err(|error| connection_lost(&error))
+    }
+
+    /// The next reply.
+    pub(crate) fn next(&mut self) -> Result<Reply, CommandError> {
+        self.channel.wait_message().map_err(|error| connection_lost(&error))
+    }
+
+    /// A descriptor that came with the last reply.
+    pub(crate) fn descriptor(&mut self) -> Result<OwnedFd, CommandError> {
+        Ok(self.channel.descriptors().take()?)
+    }
+
+    /// The connection itself, for loops of their own.
+    pub(crate) fn into_channel(self) -> Channel<Reply, Request> {
+        self.channel
+    }
+}
+
+fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
+    let path = layout.head_socket();
+    let address = SocketAddrUnix::new(&path).map_err(|_| {
+        CommandError::new(format!("{} is too long for a socket's path", path.display()))
+            .hint("set WIGLAF_DIR to a shorter one (108 bytes is the kernel's limit)")
+    })?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) => Ok(socket),
+        Err(Errno::NOENT | Errno::CONNREFUSED) => {
+            Err(CommandError::new(format!("no head is running (looked at {})", path.display()))
+                .hint("start a cluster: `wiglaf up -n 4` for virtual nodes, or try `wiglaf demo`"))
+        }
+        Err(errno) => Err(CommandError::new(format!("{}: {errno}", path.display()))),
+    }
+}

@@ -1,0 +1,260 @@
+//! The keeper and the deputies: processes of ours that outlive the daemon.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use wiglaf_link::{Channel, Interest, LinkError, Ready, Role};
+use wiglaf_wire::deputy::ToDeputy;
+use wiglaf_wire::id::DeputyId;
+use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
+
+use super::{Daemon, DaemonError, Deputy, KEEPER, Kind, is_over, log, token};
+use crate::reactor::Event;
+
+/// How long a keeper may take to start.
+const KEEPER_START_WAIT: Duration = Duration::from_secs(5);
+const KEEPER_START_POLL: Duration = Duration::from_millis(5);
+/// Most messages that wait for a deputy that is being started.
+const MAX_DEPUTY_QUEUE: usize = 100_000;
+
+impl Daemon {
+    /// Finds the keeper of an earlier head, or starts one.
+    pub(super) fn connect_keeper(&mut self) -> Result<(), DaemonError> {
+        let socket = match self.dial_keeper() {
+            Some(socket) => socket,
+            None => {
+                self.start_keeper()?;
+                let deadline = Instant::now() + KEEPER_START_WAIT;
+                loop {
+                    if let Some(socket) = self.dial_keeper() {
+                        break socket;
+                    }
+                    if Instant::now() > deadline {
+                        let log = self.layout.log("keeper");
+                        let text = format!("it does not answer; see {}", log.display());
+                        return Err(DaemonError::Keeper(text));
+                    }
+                    std::thread::sleep(KEEPER_START_POLL);
+                }
+            }
+        };
+        let keeper = Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
+        self.poll.add(&keeper, KEEPER, Interest::Read)?;
+        self.keeper = Some(keeper);
+        Ok(())
+    }
+
+    fn dial_keeper(&self) -> Option<OwnedFd> {
+        let address = SocketAddrUnix::new(self.layout.keeper_socket()).ok()?;
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .ok()?;
+        rustix::net::connect(&socket, &address).ok()?;
+        Some(socket)
+    }
+
+    /// In a program of its own rather than a fork: it must hold nothing of the head's memory.
+    fn start_keeper(&self) -> Result<(), DaemonError> {
+        let failed = |error: std::io::Error| DaemonError::Keeper(error.to_string());
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.layout.log("keeper"))
+            .map_err(failed)?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("wiglaf")
+            .args(["keeper", "--socket"])
+            .arg(self.layout.keeper_socket())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(failed)?;
+        // It forks itself away, so that it is nobody's child; this end is reaped at once.
+        child.wait().map_err(failed)?;
+        Ok(())
+    }
+
+    pub(super) fn keeper_ready(&mut self, ready: Ready) {
+        if ready.writable {
+            self.flush_keeper();
+        }
+        if !ready.readable {
+            return;
+        }
+        let Some(keeper) = &mut self.keeper else { return };
+        let (_, ended) = is_over(keeper.receive());
+        loop {
+            let Some(keeper) = &mut self.keeper else { return };
+            match keeper.next_message() {
+                Ok(Some(FromKeeper::Deputy { deputy })) => {
+                    match keeper.descriptors().take() {
+                        Ok(socket) => self.deputy_connected(deputy, socket),
+                        Err(error) => return self.keeper_lost(&error),
+                    }
+                }
+                Ok(Some(message)) => {
+                    if let FromKeeper::DeputyGone { deputy, .. } = &message {
+                        self.drop_deputy(*deputy);
+                        self.deputy_queues.remove(deputy);
+                    }
+                    self.event(Event::FromKeeper(message));
+                }
+                Ok(None) => break,
+                Err(error) => return self.keeper_lost(&error),
+            }
+        }
+        if let Some(error) = ended {
+            self.keeper_lost(&error);
+        }
+    }
+
+    fn keeper_lost(&mut self, error: &LinkError) {
+        self.keeper = None;
+        if self.ending_at_ms.is_some() {
+            return;
+        }
+        log(&format!("the keeper: {error}; starting another"));
+        let gone: Vec<_> = self.deputies.keys().copied().collect();
+        gone.into_iter().for_each(|deputy| self.drop_deputy(deputy));
+        self.deputy_queues.clear();
+        self.event(Event::KeeperLost);
+        if let Err(error) = self.connect_keeper() {
+            log(&format!("{error}"));
+        }
+    }
+
+    pub(super) fn tell_keeper(&mut self, message: &ToKeeper) {
+        let mut descriptors = Vec::new();
+        if let ToKeeper::Seize { task, .. } = message
+            && let Some(control) = self.parcels.get_mut(task).and_then(|p| p.control.take())
+        {
+            descriptors.push(control);
+        }
+        let Some(keeper) = &mut self.keeper else { return };
+        match keeper.queue(message, descriptors) {
+            Ok(()) => {
+                self.dirty.insert(KEEPER);
+            }
+            Err(error) => self.keeper_lost(&error),
+        }
+    }
+
+    pub(super) fn flush_keeper(&mut self) {
+        let Some(keeper) = &mut self.keeper else { return };
+        if let Err(error) = keeper.flush() {
+            return self.keeper_lost(&error);
+        }
+        let _ = self.poll.modify(&*keeper, KEEPER, Interest::read_and(keeper.wants_write()));
+    }
+
+    fn deputy_connected(&mut self, deputy: DeputyId, socket: OwnedFd) {
+        let identity = match self.authority.issue(Role::Deputy(deputy)) {
+            Ok(identity) => identity,
+            Err(error) => return log(&format!("deputy {deputy}: {error}")),
+        };
+        let Ok(mut channel) = Channel::new(socket) else { return };
+        let hello = ToDeputy::Identity {
+            certificate: identity.certificate.to_vec(),
+            key: identity.key,
+            authority: identity.authority.to_vec(),
+        };
+        if channel.queue(&hello, Vec::new()).is_err() {
+            return;
+        }
+        let watched = token(Kind::Deputy, deputy.0);
+        if self.poll.add(&channel, watched, Interest::Read).is_err() {
+            return;
+        }
+        self.dirty.insert(watched);
+        self.deputies.insert(deputy, Deputy { channel });
+        for (message, descriptors) in self.deputy_queues.remove(&deputy).unwrap_or_default() {
+            self.send_deputy(deputy, message, descriptors);
+        }
+    }
+
+    /// Adds the descriptors that belong to an `Attach`; without them it would be empty.
+    pub(super) fn tell_deputy(&mut self, deputy: DeputyId, message: ToDeputy) {
+        let mut descriptors = Vec::new();
+        if let ToDeputy::Attach { task, .. } = &message {
+            match self.parcels.get_mut(task).and_then(|parcel| parcel.stdio.take()) {
+                Some(stdio) => descriptors = stdio,
+                None => return,
+            }
+        }
+        self.send_deputy(deputy, message, descriptors);
+    }
+
+    pub(super) fn send_deputy(
+        &mut self,
+        deputy: DeputyId,
+        message: ToDeputy,
+        descriptors: Vec<OwnedFd>,
+    ) {
+        let Some(connected) = self.deputies.get_mut(&deputy) else {
+            let queue = self.deputy_queues.entry(deputy).or_default();
+            if queue.len() < MAX_DEPUTY_QUEUE {
+                queue.push_back((message, descriptors));
+            }
+            return;
+        };
+        match connected.channel.queue(&message, descriptors) {
+            Ok(()) => {
+                self.dirty.insert(token(Kind::Deputy, deputy.0));
+            }
+            Err(error) => {
+                log(&format!("deputy {deputy}: {error}"));
+                self.drop_deputy(deputy);
+            }
+        }
+    }
+
+    pub(super) fn flush_deputy(&mut self, deputy: DeputyId) {
+        let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+        if connected.channel.flush().is_err() {
+            return self.drop_deputy(deputy);
+        }
+        let interest = Interest::read_and(connected.channel.wants_write());
+        let _ = self.poll.modify(&connected.channel, token(Kind::Deputy, deputy.0), interest);
+    }
+
+    pub(super) fn deputy_ready(&mut self, deputy: DeputyId, ready: Ready) {
+        if ready.writable {
+            self.flush_deputy(deputy);
+        }
+        if !ready.readable {
+            return;
+        }
+        let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+        let (_, ended) = is_over(connected.channel.receive());
+        loop {
+            let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+            match connected.channel.next_message() {
+                Ok(Some(message)) => self.event(Event::FromDeputy(deputy, message)),
+                Ok(None) => break,
+                Err(error) => {
+                    log(&format!("deputy {deputy}: {error}"));
+                    return self.drop_deputy(deputy);
+                }
+            }
+        }
+        // Its end is told by the keeper, which is its parent.
+        if ended.is_some() {
+            self.drop_deputy(deputy);
+        }
+    }
+
+    fn drop_deputy(&mut self, deputy: DeputyId) {
+        if let Some(connected) = self.deputies.remove(&deputy) {
+            let _ = self.poll.remove(&connected.channel);
+        }
+    }
+}

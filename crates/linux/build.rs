@@ -1,0 +1,61 @@
+//! Builds the ghost (`ghost/`), a program without a C library, for the target's architecture.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-changed=ghost");
+    println!("cargo::rerun-if-changed=build.rs");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let target = env::var("TARGET").expect("cargo sets TARGET");
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+
+    // rustup's own linker knows every architecture; a distribution's rustc may come without it
+    // and has a C compiler's to use.
+    let mut complaints = String::new();
+    for linker in [Linker::Rust, Linker::C] {
+        match build(&root, &out.join("ghost"), &target, linker) {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(complaint) => complaints.push_str(&complaint),
+        }
+    }
+    eprintln!("can't build the ghost for {target}:\n{complaints}");
+    ExitCode::FAILURE
+}
+
+#[derive(Clone, Copy)]
+enum Linker {
+    Rust,
+    C,
+}
+
+fn build(root: &Path, output: &Path, target: &str, linker: Linker) -> Result<(), String> {
+    let script = root.join("ghost/ghost.ld");
+    let script = script.display();
+    let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc
+        .arg(root.join("ghost/main.rs"))
+        .args(["--edition=2024", "--crate-name=ghost", "--crate-type=bin"])
+        .args(["--target", target, "-o"])
+        .arg(output)
+        .args(["-Cpanic=abort", "-Copt-level=z", "-Ccodegen-units=1"])
+        .args(["-Crelocation-model=static", "-Cforce-unwind-tables=no"])
+        .args(["-Cstrip=symbols", "-Cdebuginfo=0", "-Coverflow-checks=off"]);
+    match linker {
+        Linker::Rust => rustc
+            .args(["-Clinker=rust-lld", "-Clinker-flavor=ld.lld"])
+            .args(["-Clink-arg=-static", "-Clink-arg=--build-id=none"])
+            .arg(format!("-Clink-arg=-T{script}"))
+            .arg("-Clink-arg=-n"),
+        Linker::C => rustc
+            .args(["-Clink-arg=-nostdlib", "-Clink-arg=-nostartfiles"])
+            .args(["-Clink-arg=-static", "-Clink-arg=-Wl,--build-id=none"])
+            .arg(format!("-Clink-arg=-Wl,-T{script},-n")),
+    };
+    match rustc.output() {
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(String::from_utf8_lossy(&done.stderr).into_owned()),
+        Err(error) => Err(format!("can't run {rustc:?}: {error}\n")),
+    }
+}

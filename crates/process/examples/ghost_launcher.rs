@@ -1,0 +1,101 @@
+#![forbid(unsafe_code)]
+//! What the keeper's tests run: the keeper, and a stand-in for the command that becomes a ghost.
+//!
+//! `keeper SOCKET [SERVICE_UID]`, `launch SOCKET COMMAND…`, `hang SOCKET` (asks for a ghost and
+//! never becomes one).
+
+use std::ffi::{CString, OsString};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+    socketpair,
+};
+use wiglaf_link::Channel;
+use wiglaf_linux::ghost::{GhostRequest, exec_ghost};
+use wiglaf_process::keeper::{self, KeeperConfig};
+use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let mut args = std::env::args_os().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let socket = args.next().ok_or("a socket is missing")?;
+    match verb.to_str() {
+        Some("keeper") => {
+            let service = args.next().and_then(|uid| uid.to_str()?.parse().ok());
+            let service = service.map(|uid| (uid, uid));
+            Ok(keeper::run(KeeperConfig { socket: socket.into(), service, deputy })?)
+        }
+        Some("launch") => {
+            let control = ask_for_ghost(&socket)?;
+            let words: Result<Vec<_>, _> =
+                args.map(|word| CString::new(word.into_vec())).collect();
+            Err(become_ghost(&control, &words?))
+        }
+        Some("hang") => {
+            let _control = ask_for_ghost(&socket)?;
+            std::thread::sleep(Duration::from_secs(3600));
+            Ok(())
+        }
+        _ => Err("unknown verb".into()),
+    }
+}
+
+/// Tells the test who wants a ghost, with the keeper's end of the control socket, and waits until
+/// it is seized.
+fn ask_for_ghost(socket: &OsString) -> Result<OwnedFd, Failure> {
+    let (ours, keepers) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let mut head: Channel<String, (i32, u32, u64)> =
+        Channel::new(UnixStream::connect(socket)?.into())?;
+    wiglaf_linux::process::set_ptracer_any(true)?;
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let start_time = wiglaf_linux::status::start_time(pid)?;
+    head.send(&(pid, rustix::process::getuid().as_raw(), start_time), vec![keepers])?;
+    head.wait_message()?;
+    Ok(ours)
+}
+
+fn become_ghost(control: &OwnedFd, argv: &[CString]) -> Failure {
+    let request = GhostRequest {
+        argv,
+        env: &[],
+        control: control.as_fd(),
+        stdin: None,
+        stdin_pipe: None,
+        stderr: Some(rustix::stdio::stderr()),
+        group: None,
+    };
+    Box::new(std::io::Error::from(exec_ghost(&request)))
+}
+
+/// A deputy that only says that it is there, on each channel that it is given.
+fn deputy(control: OwnedFd) -> ! {
+    let mut channels: Vec<Channel<ToDeputy, FromDeputy>> = Vec::new();
+    while let Some(socket) = next_channel(&control) {
+        if let Ok(mut channel) = Channel::new(socket) {
+            let _ = channel.send(&FromDeputy::Ready { tasks: vec![] }, vec![]);
+            channels.push(channel);
+        }
+    }
+    std::process::exit(0)
+}
+
+fn next_channel(control: &OwnedFd) -> Option<OwnedFd> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(control, &mut bytes, &mut ancillary, RecvFlags::CMSG_CLOEXEC).ok()?;
+    ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+        _ => None,
+    })
+}

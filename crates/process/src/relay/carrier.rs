@@ -1,0 +1,125 @@
+//! A link between a deputy and an agent, and what waits for room on it.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt;
+use wiglaf_link::{Interest, LinkError, Poll, TlsLink, Token};
+use wiglaf_wire::frame::{DataHeader, Frame};
+use wiglaf_wire::id::TaskId;
+use wiglaf_wire::stream::{Relay, Stream};
+
+/// Sources are not read while more than this waits for the socket: the network sets the pace.
+const CONGESTED_BYTES: usize = 512 << 10;
+/// A link on which the other machine acknowledges nothing for so long is broken.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+/// A quiet link is probed after this long, so that a dead machine is noticed.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+
+/// A link, errors kept: whoever writes to a broken link goes on, and its owner looks once.
+#[derive(Debug)]
+pub(crate) struct Carrier {
+    tls: TlsLink<Relay, Relay>,
+    token: Token,
+    waits_for_room: bool,
+    failed: Option<LinkError>,
+    /// Streams that stopped reading because the link was congested, in their order.
+    pub(crate) stalled: VecDeque<(TaskId, Stream)>,
+}
+
+impl Carrier {
+    /// Takes a connected link into the loop.
+    pub(crate) fn new(
+        poll: &Poll,
+        tls: TlsLink<Relay, Relay>,
+        token: Token,
+    ) -> Result<Carrier, Errno> {
+        let silence_ms = u32::try_from(SILENCE_LIMIT.as_millis()).unwrap_or(u32::MAX);
+        // Only to notice sooner that a machine is gone; a link works without.
+        let _ = sockopt::set_tcp_user_timeout(&tls, silence_ms);
+        let _ = sockopt::set_socket_keepalive(&tls, true);
+        let _ = sockopt::set_tcp_keepidle(&tls, PROBE_AFTER);
+        let _ = sockopt::set_tcp_keepintvl(&tls, PROBE_AFTER / 2);
+        poll.add(&tls, token, Interest::Read)?;
+        let stalled = VecDeque::new();
+        Ok(Carrier { tls, token, waits_for_room: false, failed: None, stalled })
+    }
+
+    pub(crate) fn tls(&self) -> &TlsLink<Relay, Relay> {
+        &self.tls
+    }
+
+    pub(crate) fn token(&self) -> Token {
+        self.token
+    }
+
+    /// Queues a message; it leaves with [`Carrier::settle`].
+    pub(crate) fn say(&mut self, message: &Relay) {
+        let result = self.tls.queue(message);
+        self.note(result);
+    }
+
+    /// Sends bulk data.
+    pub(crate) fn data(&mut self, header: DataHeader, bytes: &[u8]) {
+        let result = self.tls.queue_data(header, bytes).and_then(|()| self.tls.flush());
+        self.note(result);
+    }
+
+    /// Whether sources should wait.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.failed.is_some() || self.tls.queued_bytes() > CONGESTED_BYTES
+    }
+
+    /// Reads what has arrived.
+    pub(crate) fn receive(&mut self) {
+        let result = self.tls.receive().map(|_| ());
+        self.note(result);
+    }
+
+    /// The next frame; those that came before a failure are still given.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<'_, Relay>>, LinkError> {
+        self.tls.next_frame()
+    }
+
+    /// Writes what is queued and waits for room if that is not all.
+    pub(crate) fn settle(&mut self, poll: &Poll) {
+        if self.failed.is_some() {
+            return;
+        }
+        let result = self.tls.flush();
+        self.note(result);
+        let waits = self.tls.wants_write();
+        if waits != self.waits_for_room {
+            self.waits_for_room = waits;
+            let interest = Interest::read_and(waits);
+            let result = poll.modify(&self.tls, self.token, interest);
+            self.note(result.map_err(LinkError::from));
+        }
+    }
+
+    /// The peer did what it must not.
+    pub(crate) fn fail(&mut self, error: LinkError) {
+        self.note(Err(error));
+    }
+
+    /// Why the link is over, if it is.
+    pub(crate) fn failure(&self) -> Option<&LinkError> {
+        self.failed.as_ref()
+    }
+
+    /// Takes the link out of the loop.
+    pub(crate) fn close(self, poll: &Poll) {
+        // Fails only for a set that is broken itself.
+        let _ = poll.remove(self.tls.as_fd());
+    }
+
+    fn note(&mut self, result: Result<(), LinkError>) {
+        if let Err(error) = result
+            && self.failed.is_none()
+        {
+            self.failed = Some(error);
+        }
+    }
+}
