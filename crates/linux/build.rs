@@ -20,7 +20,10 @@ fn main() -> ExitCode {
             Err(complaint) => complaints.push_str(&complaint),
         }
     }
-    eprintln!("can't build the ghost for {target}:\n{complaints}");
+    println!("cargo::error=can't build the ghost for {target}");
+    for line in complaints.lines() {
+        println!("cargo::error={line}");
+    }
     ExitCode::FAILURE
 }
 

@@ -10,6 +10,7 @@ pub(crate) struct CommandError {
     message: String,
     hint: Option<String>,
     connection_lost: bool,
+    refused: bool,
 }
 
 impl CommandError {
@@ -20,7 +21,12 @@ impl CommandError {
 
     /// The cluster can't do it.
     pub(crate) fn new(message: impl Into<String>) -> CommandError {
-        CommandError { code: EXIT_CLUSTER_FAILED, message: message.into(), hint: None, connection_lost: false }
+        CommandError { code: EXIT_CLUSTER_FAILED, message: message.into(), hint: None, connection_lost: false, refused: false }
+    }
+
+    /// The head answers, but not to us.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.refused
     }
 
     /// With what to do about it.
@@ -39,7 +45,7 @@ impl CommandError {
     pub(crate) fn from_reply(reply: Reply) -> CommandError {
         match reply {
             Reply::Refused { code, message, hint } => {
-                CommandError { code, message, hint, connection_lost: false }
+                CommandError { code, message, hint, connection_lost: false, refused: true }
             }
             other => CommandError::new(format!("the head gave an unexpected answer: {other:?}"))
                 .hint("head and command may be of different versions: `wiglaf down; wiglaf up`"),

@@ -2,7 +2,9 @@
 //! The `wiglaf` command: one file per command, and nothing but their arguments and output. What
 //! they do is done by the head, the agents, the keeper and the deputies.
 
+mod bproc;
 mod commands;
+mod daemons;
 mod error;
 mod head;
 mod output;
@@ -55,7 +57,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let words: Vec<_> = std::env::args_os().collect();
+    let name = words.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    if let Some(result) = name.and_then(|name| bproc::run(&name.to_string_lossy(), &words)) {
+        return end(result);
+    }
+    let cli = Cli::parse_from(words);
     let result = match cli.command {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Up(args) => commands::up::run(&args),
@@ -74,6 +81,10 @@ fn main() -> ExitCode {
         Command::Keeper(args) => commands::keeper::run(&args),
         Command::Rack(args) => commands::rack::run(&args),
     };
+    end(result)
+}
+
+fn end(result: CommandResult) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => ExitCode::from(error.report()),

@@ -14,7 +14,7 @@ mod sys;
 mod terminal;
 
 use core::mem::MaybeUninit;
-use sys::{Poll, POLLERR, POLLIN, POLLOUT};
+use sys::{POLLERR, POLLIN, POLLOUT, Poll};
 use terminal::Terminal;
 
 const STDIN: usize = 0;

@@ -125,11 +125,27 @@ fn set_action(signal: usize, handler: usize) {
         usize::MAX,
     ];
     // SAFETY: the kernel's struct of four words; SIGKILL and SIGSTOP are refused, as they may.
-    unsafe { syscall(arch::SIGACTION, signal, action.as_ptr() as usize, 0, SET_BYTES) };
+    unsafe {
+        syscall(
+            arch::SIGACTION,
+            signal,
+            action.as_ptr() as usize,
+            0,
+            SET_BYTES,
+        )
+    };
 }
 
 pub(crate) fn unblock_all() {
     let none = 0_u64;
     // SAFETY: the set has the size said.
-    unsafe { syscall(arch::SIGPROCMASK, SIG_SETMASK, &raw const none as usize, 0, SET_BYTES) };
+    unsafe {
+        syscall(
+            arch::SIGPROCMASK,
+            SIG_SETMASK,
+            &raw const none as usize,
+            0,
+            SET_BYTES,
+        )
+    };
 }

@@ -111,5 +111,6 @@ pub(crate) fn in_foreground() -> bool {
     let mut group = 0_i32;
     let result = sys::ioctl(0, TIOCGPGRP, &raw mut group as usize);
     // SAFETY: a local that the kernel may have written.
-    result == -ENOTTY || result == 0 && unsafe { (&raw const group).read_volatile() } == sys::group()
+    result == -ENOTTY
+        || result == 0 && unsafe { (&raw const group).read_volatile() } == sys::group()
 }

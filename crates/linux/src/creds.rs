@@ -107,10 +107,14 @@ pub fn become_deputy(
     prctl("keep capabilities", libc::PR_SET_KEEPCAPS, 1)?;
     let gids = [service_gid as usize; 3];
     // SAFETY: no pointer is passed.
-    step("set the gids", unsafe { checked(libc::SYS_setresgid, gids) })?;
+    step("set the gids", unsafe {
+        checked(libc::SYS_setresgid, gids)
+    })?;
     let uids = [service_uid as usize; 3];
     // SAFETY: no pointer is passed.
-    step("set the uids", unsafe { checked(libc::SYS_setresuid, uids) })?;
+    step("set the uids", unsafe {
+        checked(libc::SYS_setresuid, uids)
+    })?;
     prctl("forget capabilities", libc::PR_SET_KEEPCAPS, 0)?;
     set_capabilities(Capabilities::setids())?;
     set_fsgid(user_gid)?;
@@ -155,7 +159,10 @@ fn verify(
     found.sort_unstable();
     wanted.sort_unstable();
     expect(found == wanted, "list of groups")?;
-    expect(capabilities()? == Capabilities::default(), "set of capabilities")
+    expect(
+        capabilities()? == Capabilities::default(),
+        "set of capabilities",
+    )
 }
 
 /// `struct __user_cap_data_struct`, twice 32 capabilities.

@@ -5,12 +5,12 @@
 //! write end of the standard input pipe when it pumps. It closes all others itself.
 
 use crate::arch::{self, checked, int, raw};
-use crate::signal::SignalSet;
+use crate::signal::{SignalSet, set_signal_mask};
 use crate::spawn::{Spawned, exit, pointers, reap_failed, set_signals};
 use crate::vfork;
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -89,14 +89,19 @@ pub struct GhostRequest<'a> {
     pub group: Option<i32>,
 }
 
-/// Becomes the ghost. Returns only if that failed, with the descriptors 0 to 4 then undefined.
+/// Becomes the ghost; signals that come meanwhile are kept for it. Returns only if that failed, with the descriptors 0 to 4 then undefined.
 /// For a process with one thread, or whose other threads may end at any moment.
 pub fn exec_ghost(request: &GhostRequest<'_>) -> Errno {
-    match Prepared::new(request) {
-        // SAFETY: the caller gives its own process up, as documented.
-        Ok(prepared) => unsafe { prepared.become_ghost() },
-        Err(errno) => errno,
-    }
+    let prepared = match Prepared::new(request) {
+        Ok(prepared) => prepared,
+        Err(errno) => return errno,
+    };
+    // The ghost unblocks them when it has its handlers.
+    let mask = set_signal_mask(SignalSet::ALL);
+    // SAFETY: the caller gives its own process up, as documented.
+    let errno = unsafe { prepared.become_ghost() };
+    set_signal_mask(mask);
+    errno
 }
 
 /// Starts a ghost as a child of the caller, without copying its memory.
@@ -162,7 +167,6 @@ struct Prepared {
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     fds: [RawFd; GHOST_FDS],
-    null: RawFd,
 }
 
 /// No descriptor belongs there.
@@ -187,7 +191,6 @@ impl Prepared {
                 request.control.as_raw_fd(),
                 or(request.stdin_pipe, NONE),
             ],
-            null: null.as_raw_fd(),
         })
     }
 
@@ -239,7 +242,7 @@ impl Prepared {
 /// # Safety
 /// As `fcntl`.
 unsafe fn move_up(fd: RawFd, how: i32) -> Result<RawFd, Errno> {
-    if fd >= 5 {
+    if arch::int(fd) >= GHOST_FDS {
         return Ok(fd);
     }
     // SAFETY: no pointer is passed.
@@ -304,7 +307,7 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         assert!(GHOST.len() <= MAX_BYTES, "{} bytes", GHOST.len());
         assert!(GHOST.len() <= MAX_BYTES * 2, "{} bytes", GHOST.len());
-        assert!(program().expect("a memfd").as_fd().as_raw_fd() > 2);
+        assert!(program().expect("a memfd").as_raw_fd() > 2);
     }
 
     #[test]

@@ -1,2 +1,7 @@
 #![forbid(unsafe_code)]
-//! node
+//! A node: the agent that runs tasks for the head, and virtual nodes on the head itself.
+
+pub mod agent;
+mod join;
+pub mod rack;
+pub mod root;

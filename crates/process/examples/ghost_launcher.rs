@@ -31,12 +31,15 @@ fn main() -> Result<(), Failure> {
         Some("keeper") => {
             let service = args.next().and_then(|uid| uid.to_str()?.parse().ok());
             let service = service.map(|uid| (uid, uid));
-            Ok(keeper::run(KeeperConfig { socket: socket.into(), service, deputy })?)
+            Ok(keeper::run(KeeperConfig {
+                socket: socket.into(),
+                service,
+                deputy,
+            })?)
         }
         Some("launch") => {
             let control = ask_for_ghost(&socket)?;
-            let words: Result<Vec<_>, _> =
-                args.map(|word| CString::new(word.into_vec())).collect();
+            let words: Result<Vec<_>, _> = args.map(|word| CString::new(word.into_vec())).collect();
             Err(become_ghost(&control, &words?))
         }
         Some("hang") => {
@@ -51,14 +54,21 @@ fn main() -> Result<(), Failure> {
 /// Tells the test who wants a ghost, with the keeper's end of the control socket, and waits until
 /// it is seized.
 fn ask_for_ghost(socket: &OsString) -> Result<OwnedFd, Failure> {
-    let (ours, keepers) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, keepers) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     let mut head: Channel<String, (i32, u32, u64)> =
         Channel::new(UnixStream::connect(socket)?.into())?;
     wiglaf_linux::process::set_ptracer_any(true)?;
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let start_time = wiglaf_linux::status::start_time(pid)?;
-    head.send(&(pid, rustix::process::getuid().as_raw(), start_time), vec![keepers])?;
+    head.send(
+        &(pid, rustix::process::getuid().as_raw(), start_time),
+        vec![keepers],
+    )?;
     head.wait_message()?;
     Ok(ours)
 }

@@ -5,4 +5,6 @@
 //! The keeper knows ghosts and deputies, not nodes or placement; what the head wants remembered
 //! for a ghost is an opaque record to it.
 
+pub mod deputy;
 pub mod keeper;
+pub mod relay;

@@ -305,6 +305,8 @@ pub enum Reply {
     HeadStatus(HeadStatus),
     /// Done.
     Done,
+    /// To the rack, unasked: the cluster is being ended, so the head will not come back.
+    Ending,
 }
 
 /// About the head.

@@ -88,8 +88,8 @@ pub enum ToKeeper {
 /// Keeper → head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromKeeper {
-    /// First message: everything that it holds. Each deputy's channel follows by
-    /// [`FromKeeper::Deputy`].
+    /// First messages: everything that it holds, in as many parts as it takes. Each deputy's
+    /// channel follows by [`FromKeeper::Deputy`].
     Inventory {
         /// All ghosts.
         ghosts: Vec<GhostReport>,

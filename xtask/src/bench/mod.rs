@@ -2,13 +2,19 @@
 
 use anyhow::{Result, bail};
 
+mod launch;
+
 struct Bench {
     name: &'static str,
     about: &'static str,
     run: fn(&[String]) -> Result<()>,
 }
 
-const BENCHES: &[Bench] = &[];
+const BENCHES: &[Bench] = &[Bench {
+    name: "launch",
+    about: "what a launch, its streams and a thousand ghosts cost, beside Hydra, ssh and xargs",
+    run: launch::run,
+}];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -16,9 +16,9 @@ pub(crate) struct Args {
     #[arg(short, long)]
     recursive: bool,
     /// PATH or NODE:PATH
-    from: String,
+    pub(crate) from: String,
     /// PATH or NODE:PATH
-    to: String,
+    pub(crate) to: String,
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {

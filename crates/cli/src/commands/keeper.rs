@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use wiglaf_linux::process::{Fork, fork};
 use wiglaf_process::keeper::{self, KeeperConfig};
 
 use crate::CommandResult;
@@ -25,6 +26,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         let gid = output::id_of("wiglaf", "/etc/group").unwrap_or(DEFAULT_SERVICE_ID);
         (uid, gid)
     });
-    keeper::run(KeeperConfig { socket: args.socket.clone(), service })?;
+    // It is nobody's child: it outlives the head that started it, and no head has to reap it.
+    if let Fork::Parent { .. } = fork()? {
+        return Ok(0);
+    }
+    keeper::run(KeeperConfig { socket: args.socket.clone(), service, deputy: wiglaf_process::deputy::run })?;
     Ok(0)
 }

@@ -304,6 +304,11 @@ impl Daemon {
 
     fn shut_down(&mut self) {
         self.ending_at_ms = Some(now_ms() + SHUTDOWN_WAIT_MS);
+        let racks: Vec<_> =
+            self.clients.values().filter(|c| c.is_rack).map(|c| c.caller.client).collect();
+        for rack in racks {
+            self.reply(rack, &Reply::Ending, Vec::new());
+        }
         let text = "the cluster was ended (`wiglaf down`)".to_owned();
         self.tell_keeper(&ToKeeper::Shutdown { text });
     }

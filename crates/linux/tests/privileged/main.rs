@@ -1,9 +1,19 @@
 //! Tests that fork, trace and change credentials: each runs in a process of its own with one
 //! thread, which the standard harness can't give. Those that want root are skipped without.
 
+mod deputies;
+mod ghosts;
+mod processes;
 mod runner;
 mod spawning;
+mod tracing;
 
 fn main() -> std::process::ExitCode {
-    runner::run(&[spawning::TESTS])
+    runner::run(&[
+        spawning::TESTS,
+        ghosts::TESTS,
+        deputies::TESTS,
+        processes::TESTS,
+        tracing::TESTS,
+    ])
 }

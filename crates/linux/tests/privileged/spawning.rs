@@ -352,6 +352,7 @@ fn other_mounts() {
         mount_change("/", private).expect("private mounts");
         mount("other", "/mnt", "tmpfs", MountFlags::empty(), None).expect("a tmpfs");
         fs::write("/mnt/here", "the other namespace's file\n").expect("a file");
+        process::set_pdeathsig(libc::SIGKILL).expect("no orphan of a failed test");
         rustix::io::write(&write, b"x").expect("the pipe");
         loop {
             std::thread::park();

@@ -96,7 +96,9 @@ fn find_obstacle(read: impl Fn(&str) -> Option<String>) -> Obstacle {
     };
     let seccomp = || {
         let status = read("/proc/self/status")?;
-        let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"))?;
+        let mode = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Seccomp:"))?;
         (mode.trim() == "2").then_some(Obstacle::Seccomp)
     };
     LIMITS

@@ -46,7 +46,9 @@ pub enum NetworkError {
 /// The errors whose names say too little here.
 fn reason(errno: Errno) -> &'static str {
     match errno {
-        Errno::OPNOTSUPP => " (the running kernel lacks this kind of device: CONFIG_BRIDGE, CONFIG_VETH)",
+        Errno::OPNOTSUPP => {
+            " (the running kernel lacks this kind of device: CONFIG_BRIDGE, CONFIG_VETH)"
+        }
         Errno::PERM => " (it takes CAP_NET_ADMIN: be root outside a container, or run rootless)",
         _ => "",
     }
@@ -96,7 +98,11 @@ impl RouteSocket {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ];
         let new = RouteNetlinkMessage::NewLink(link);
-        self.change(new, NLM_F_CREATE | NLM_F_EXCL, format!("make the bridge {name}"))?;
+        self.change(
+            new,
+            NLM_F_CREATE | NLM_F_EXCL,
+            format!("make the bridge {name}"),
+        )?;
         self.index_of(name)
     }
 
@@ -109,7 +115,8 @@ impl RouteSocket {
         peer: &str,
         peer_pid: i32,
     ) -> Result<(), NetworkError> {
-        let mut far = up(LinkMessage::default());
+        // The kernel takes no end up that does not have its other end yet (ENOTCONN).
+        let mut far = LinkMessage::default();
         far.attributes = vec![
             LinkAttribute::IfName(peer.into()),
             LinkAttribute::NetNsPid(peer_pid.cast_unsigned()),
@@ -246,7 +253,8 @@ impl RouteSocket {
         let mut found = Vec::new();
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
-            let (received, _) = rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+            let (received, _) =
+                rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
             let mut rest = &buffer[..received];
             while rest.len() >= HEADER_BYTES {
                 let frame = NetlinkBuffer::new_checked(rest)?;
@@ -323,22 +331,31 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
 fn network(message: RouteNetlinkMessage) -> Option<(u32, Network)> {
     match message {
         RouteNetlinkMessage::NewAddress(message) => {
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            })?;
+            let address = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
+                    _ => None,
+                })?;
             let network = Network::new(address, message.header.prefix_len);
             Some((message.header.index, network))
         }
         RouteNetlinkMessage::NewRoute(message) => {
-            let destination = message.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-                _ => None,
-            })?;
-            let device = message.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
+            let destination = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+                    _ => None,
+                })?;
+            let device = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                });
             let prefix_len = message.header.destination_prefix_length;
             Some((device.unwrap_or(0), Network::new(destination, prefix_len)))
         }

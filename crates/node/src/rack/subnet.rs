@@ -16,8 +16,11 @@ const WIDEST_ROUTE_THAT_COUNTS: u8 = 5;
 
 /// The networks tried in this order: three private ranges, since a site's own route often
 /// covers one of them as a whole.
-const CANDIDATES: [([u8; 2], std::ops::RangeInclusive<u8>); 3] =
-    [([10, 77], 0..=15), ([172, 29], 77..=84), ([192, 168], 177..=184)];
+const CANDIDATES: [([u8; 2], std::ops::RangeInclusive<u8>); 3] = [
+    ([10, 77], 0..=15),
+    ([172, 29], 77..=84),
+    ([192, 168], 177..=184),
+];
 
 /// An IPv4 network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +68,9 @@ impl std::fmt::Display for Network {
 }
 
 fn mask(prefix_len: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix_len)).unwrap_or(0)
+    u32::MAX
+        .checked_shl(32 - u32::from(prefix_len))
+        .unwrap_or(0)
 }
 
 /// The networks that a rack can take, those in use left out.

@@ -69,7 +69,10 @@ pub(super) fn set_title(title: &str) {
 
 fn raise_descriptor_limit() {
     let old = rustix::process::getrlimit(Resource::Nofile);
-    let both = |limit| Rlimit { current: limit, maximum: limit };
+    let both = |limit| Rlimit {
+        current: limit,
+        maximum: limit,
+    };
     if old.maximum.is_some_and(|hard| hard < DESCRIPTORS)
         && rustix::process::setrlimit(Resource::Nofile, both(Some(DESCRIPTORS))).is_ok()
     {
@@ -81,7 +84,10 @@ fn raise_descriptor_limit() {
 
 /// The head's way in, for this user only.
 pub(super) fn listen(socket: &Path) -> Result<UnixListener, KeeperError> {
-    let failed = |source| KeeperError::Listen { path: socket.to_owned(), source };
+    let failed = |source| KeeperError::Listen {
+        path: socket.to_owned(),
+        source,
+    };
     if UnixStream::connect(socket).is_ok() {
         return Err(KeeperError::AlreadyRunning(socket.to_owned()));
     }

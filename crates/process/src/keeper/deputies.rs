@@ -44,7 +44,10 @@ pub(super) struct Deputies(BTreeMap<DeputyId, Deputy>);
 
 impl Deputies {
     pub(super) fn list(&self) -> Vec<(DeputyId, Credential)> {
-        self.0.iter().map(|(number, deputy)| (*number, deputy.credential.clone())).collect()
+        self.0
+            .iter()
+            .map(|(number, deputy)| (*number, deputy.credential.clone()))
+            .collect()
     }
 
     pub(super) fn numbers(&self) -> Vec<DeputyId> {
@@ -69,7 +72,8 @@ impl Deputies {
     }
 
     fn reap_ended(&mut self) -> bool {
-        self.0.retain(|_, deputy| matches!(process::wait(deputy.pid, true), Ok(None)));
+        self.0
+            .retain(|_, deputy| matches!(process::wait(deputy.pid, true), Ok(None)));
         self.0.is_empty()
     }
 }
@@ -94,7 +98,13 @@ impl Keeper {
             Err(errno) => {
                 let how = format!("it could not be started: {errno}");
                 log(&format!("deputy {number}: {how}"));
-                self.tell(FromKeeper::DeputyGone { deputy: number, how }, vec![]);
+                self.tell(
+                    &FromKeeper::DeputyGone {
+                        deputy: number,
+                        how,
+                    },
+                    vec![],
+                );
             }
         }
         None
@@ -106,17 +116,37 @@ impl Keeper {
         credential: Credential,
     ) -> Result<Option<Newborn>, Errno> {
         // Packets keep a byte and its descriptor together.
-        let (control, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (control, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
         let (pid, pidfd) = match process::fork()? {
             Fork::Parent { pid, pidfd } => (pid, pidfd),
-            Fork::Child => return Ok(Some(Newborn { control: theirs, credential })),
+            Fork::Child => {
+                return Ok(Some(Newborn {
+                    control: theirs,
+                    credential,
+                }));
+            }
         };
-        let token = self.watch(&pidfd, Watched::Deputy(number)).inspect_err(|_| {
-            let _ = process::pidfd_send_signal(&pidfd, SIGKILL);
-            let _ = process::wait(pid, false);
-        })?;
-        self.deputies.0.insert(number, Deputy { credential, pid, pidfd, control, token });
+        let token = self
+            .watch(&pidfd, Watched::Deputy(number))
+            .inspect_err(|_| {
+                let _ = process::pidfd_send_signal(&pidfd, SIGKILL);
+                let _ = process::wait(pid, false);
+            })?;
+        self.deputies.0.insert(
+            number,
+            Deputy {
+                credential,
+                pid,
+                pidfd,
+                control,
+                token,
+            },
+        );
         Ok(None)
     }
 
@@ -125,16 +155,22 @@ impl Keeper {
         if self.head.is_none() {
             return;
         }
-        let Some(deputy) = self.deputies.0.get(&number) else { return };
-        let given =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .and_then(|(heads, deputys)| {
-                    pass(deputy.control.as_fd(), deputys.as_fd())?;
-                    Ok(heads)
-                });
+        let Some(deputy) = self.deputies.0.get(&number) else {
+            return;
+        };
+        let given = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .and_then(|(heads, deputys)| {
+            pass(deputy.control.as_fd(), deputys.as_fd())?;
+            Ok(heads)
+        });
         match given {
             Ok(heads) => {
-                self.tell(FromKeeper::Deputy { deputy: number }, vec![heads]);
+                self.tell(&FromKeeper::Deputy { deputy: number }, vec![heads]);
             }
             Err(errno) => {
                 // It has died, which its pidfd tells, or it hangs: then it must not go on.
@@ -146,7 +182,9 @@ impl Keeper {
 
     /// Its pidfd is readable.
     pub(super) fn deputy_ended(&mut self, number: DeputyId) {
-        let Some(deputy) = self.deputies.0.remove(&number) else { return };
+        let Some(deputy) = self.deputies.0.remove(&number) else {
+            return;
+        };
         let _ = self.poll.remove(&deputy.pidfd);
         self.watched.remove(&deputy.token);
         let how = match process::wait(deputy.pid, true) {
@@ -154,8 +192,17 @@ impl Keeper {
             Ok(None) => "it ended".to_owned(),
             Err(errno) => format!("it ended, nobody knows how: {errno}"),
         };
-        log(&format!("deputy {number} (uid {}): {how}", deputy.credential.uid));
-        self.tell(FromKeeper::DeputyGone { deputy: number, how }, vec![]);
+        log(&format!(
+            "deputy {number} (uid {}): {how}",
+            deputy.credential.uid
+        ));
+        self.tell(
+            &FromKeeper::DeputyGone {
+                deputy: number,
+                how,
+            },
+            vec![],
+        );
     }
 }
 
@@ -165,7 +212,12 @@ fn pass(control: BorrowedFd<'_>, channel: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&rights));
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    rustix::net::sendmsg(control, &[IoSlice::new(&[CHANNEL_BYTE])], &mut ancillary, flags)?;
+    rustix::net::sendmsg(
+        control,
+        &[IoSlice::new(&[CHANNEL_BYTE])],
+        &mut ancillary,
+        flags,
+    )?;
     Ok(())
 }
 
@@ -196,7 +248,10 @@ impl Newborn {
     pub(super) fn live(self, service: Option<(u32, u32)>, main: fn(OwnedFd) -> !) -> ! {
         let life = std::panic::AssertUnwindSafe(|| {
             if let Err(reason) = take_rights(&self.credential, service) {
-                log(&format!("a deputy for uid {} can't start: {reason}", self.credential.uid));
+                log(&format!(
+                    "a deputy for uid {} can't start: {reason}",
+                    self.credential.uid
+                ));
                 std::process::exit(EXIT_NO_RIGHTS);
             }
             main(self.control)
@@ -209,7 +264,11 @@ impl Newborn {
 fn take_rights(credential: &Credential, service: Option<(u32, u32)>) -> Result<(), String> {
     take_signals_back().map_err(|errno| format!("its signals: {errno}"))?;
     set_title(&format!("wiglaf: deputy {}", credential.uid));
-    let Credential { uid, gid, ref groups } = *credential;
+    let Credential {
+        uid,
+        gid,
+        ref groups,
+    } = *credential;
     match service {
         Some((service_uid, service_gid)) => {
             creds::become_deputy(service_uid, service_gid, uid, gid, groups)

@@ -55,7 +55,10 @@ impl Sender {
     /// From a `siginfo_t`; `code` is `si_code`.
     pub(super) fn of(signal: u8, code: i32, sender: i32, ghost: i32, keeper: i32) -> Sender {
         const SI_KERNEL: i32 = 0x80;
-        let faults = matches!(signal, SIGILL | SIGTRAP | SIGBUS | SIGFPE | SIGSEGV | SIGSYS);
+        let faults = matches!(
+            signal,
+            SIGILL | SIGTRAP | SIGBUS | SIGFPE | SIGSEGV | SIGSYS
+        );
         match code {
             1.. if faults => Sender::Fault,
             SI_KERNEL => Sender::Kernel,
@@ -121,7 +124,10 @@ impl Packet {
     pub(super) fn bytes(&self) -> Vec<u8> {
         const AROUND: usize = "wiglaf: \n".len();
         let order = match self {
-            Packet::Mode(mode) => Order::Mode { pump: mode.pump, raw: mode.raw },
+            Packet::Mode(mode) => Order::Mode {
+                pump: mode.pump,
+                raw: mode.raw,
+            },
             Packet::Text(text) => {
                 let end = text.floor_char_boundary(MAX_COMPLAINT - AROUND);
                 return Order::Complain(&format!("wiglaf: {}\n", &text[..end])).encode();
@@ -163,7 +169,10 @@ pub(super) struct Ghost {
 
 impl Ghost {
     pub(super) fn new(mode: GhostMode) -> Ghost {
-        Ghost { state: State::Seizing, mode }
+        Ghost {
+            state: State::Seizing,
+            mode,
+        }
     }
 
     pub(super) fn state(&self) -> State {
@@ -177,20 +186,23 @@ impl Ghost {
         use State as S;
         let report = Effect::Report;
         let (next, effects) = match (self.state, event) {
-            (S::Seizing, E::Seized) => {
-                (S::Running, vec![Send(Packet::Mode(self.mode)), report(Report::Seized)])
-            }
+            (S::Seizing, E::Seized) => (
+                S::Running,
+                vec![Send(Packet::Mode(self.mode)), report(Report::Seized)],
+            ),
 
-            (S::Finishing(end), E::Delivery(signal, sender)) => {
-                (S::Finishing(end), vec![delivery_at_the_end(end, signal, sender)])
-            }
+            (S::Finishing(end), E::Delivery(signal, sender)) => (
+                S::Finishing(end),
+                vec![delivery_at_the_end(end, signal, sender)],
+            ),
             (S::Running | S::Stopping(_) | S::Stopped(_), E::Delivery(signal, sender)) => {
                 self.delivery(signal, sender)
             }
 
-            (S::Running | S::Stopping(_), E::GroupStop(signal)) => {
-                (S::Stopped(signal), vec![Listen, report(Report::Stopped(signal))])
-            }
+            (S::Running | S::Stopping(_), E::GroupStop(signal)) => (
+                S::Stopped(signal),
+                vec![Listen, report(Report::Stopped(signal))],
+            ),
             (S::Stopped(_), E::GroupStop(signal)) => (S::Stopped(signal), vec![Listen]),
             (state @ S::Finishing(_), E::GroupStop(_) | E::Trap) => (state, vec![Resume(0)]),
             (S::Stopped(_), E::Trap) => (S::Running, vec![Resume(0)]),
@@ -238,7 +250,10 @@ impl Ghost {
             State::Stopping(wanted) => State::Stopping(wanted),
             _ => State::Running,
         };
-        let told = Tell(Report::Signal { signal, from_kernel: sender == Sender::Kernel });
+        let told = Tell(Report::Signal {
+            signal,
+            from_kernel: sender == Sender::Kernel,
+        });
         match (signal, sender) {
             // Swallowed, the faulting instruction would run again without end.
             (_, Sender::Fault) => (state, vec![Effect::Kill(SIGKILL)]),
@@ -275,8 +290,10 @@ impl Ghost {
 /// What makes it end; a SIGKILL needs no help from the ghost, the others let it put its terminal
 /// right first.
 fn ending(end: GhostEnd, text: Option<String>) -> Vec<Effect> {
-    let mut effects: Vec<_> =
-        text.into_iter().map(|text| Effect::Send(Packet::Text(text))).collect();
+    let mut effects: Vec<_> = text
+        .into_iter()
+        .map(|text| Effect::Send(Packet::Text(text)))
+        .collect();
     effects.push(match end {
         GhostEnd::Exit(code) => Effect::Send(Packet::Exit(code)),
         GhostEnd::Signal(SIGKILL) => Effect::Kill(SIGKILL),

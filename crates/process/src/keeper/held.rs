@@ -14,7 +14,9 @@ impl HeldReports {
         match report {
             // The inventory tells these, by what it lists.
             Report::Seized | Report::Died(_) | Report::Gone => return,
-            Report::Continued => self.0.retain(|held| !stops(*held) && *held != Report::Continued),
+            Report::Continued => self
+                .0
+                .retain(|held| !stops(*held) && *held != Report::Continued),
             _ if stops(report) => self.0.retain(|held| *held != Report::Continued),
             _ => {}
         }
@@ -48,7 +50,10 @@ mod tests {
     use super::*;
 
     const fn signal(signal: u8) -> Report {
-        Report::Signal { signal, from_kernel: false }
+        Report::Signal {
+            signal,
+            from_kernel: false,
+        }
     }
 
     fn held(reports: &[Report]) -> Vec<Report> {
@@ -59,18 +64,29 @@ mod tests {
 
     #[test]
     fn the_same_signal_is_held_once() {
-        assert_eq!(held(&[signal(15), signal(2), signal(15)]), [signal(15), signal(2)]);
+        assert_eq!(
+            held(&[signal(15), signal(2), signal(15)]),
+            [signal(15), signal(2)]
+        );
     }
 
     #[test]
     fn a_continue_cancels_the_stop_before_it() {
-        let stop = [signal(SIGSTOP), Report::Stopped(SIGSTOP), signal(1), Report::Continued];
+        let stop = [
+            signal(SIGSTOP),
+            Report::Stopped(SIGSTOP),
+            signal(1),
+            Report::Continued,
+        ];
         assert_eq!(held(&stop), [signal(1), Report::Continued]);
     }
 
     #[test]
     fn a_stop_cancels_the_continue_before_it() {
-        assert_eq!(held(&[Report::Continued, signal(SIGTSTP)]), [signal(SIGTSTP)]);
+        assert_eq!(
+            held(&[Report::Continued, signal(SIGTSTP)]),
+            [signal(SIGTSTP)]
+        );
         assert_eq!(
             held(&[Report::Stopped(SIGTSTP), Report::Stopped(SIGSTOP)]),
             [Report::Stopped(SIGSTOP)]
@@ -83,9 +99,16 @@ mod tests {
         for round in 0..10_000_u32 {
             let number = u8::try_from(round % 64).unwrap() + 1;
             if number != SIGCONT {
-                all.hold(Report::Signal { signal: number, from_kernel: round % 3 == 0 });
+                all.hold(Report::Signal {
+                    signal: number,
+                    from_kernel: round % 3 == 0,
+                });
             }
-            all.hold(if round % 2 == 0 { Report::Stopped(19) } else { Report::Continued });
+            all.hold(if round % 2 == 0 {
+                Report::Stopped(19)
+            } else {
+                Report::Continued
+            });
         }
         assert!(all.release().len() <= 2 * 64 + 1);
     }

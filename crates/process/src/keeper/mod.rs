@@ -42,6 +42,9 @@ const STOPS_PER_TURN: usize = 256;
 /// Messages of one head are read this many at a time when it is replaced or has hung up.
 const LAST_READS: usize = 1024;
 
+/// Records in one part of an inventory; one record is at most half a frame, so both fit.
+const INVENTORY_PART_BYTES: usize = 1 << 20;
+
 /// What a keeper is started with.
 #[derive(Clone, Debug)]
 pub struct KeeperConfig {
@@ -131,6 +134,9 @@ type HeadChannel = Channel<ToKeeper, FromKeeper>;
 struct Head {
     channel: HeadChannel,
     token: Token,
+    /// It does not take what it is sent. It is dropped at the end of the turn, since what it sent
+    /// before is still to be obeyed.
+    deaf: bool,
 }
 
 struct Keeper {
@@ -158,9 +164,13 @@ impl Keeper {
         listener: UnixListener,
         signals: SignalFd,
     ) -> Result<Keeper, KeeperError> {
-        let setup = |errno| KeeperError::Setup { what: "make an epoll set", errno };
+        let setup = |errno| KeeperError::Setup {
+            what: "make an epoll set",
+            errno,
+        };
         let poll = Poll::new().map_err(setup)?;
-        poll.add(&listener, LISTENER, Interest::Read).map_err(setup)?;
+        poll.add(&listener, LISTENER, Interest::Read)
+            .map_err(setup)?;
         poll.add(&signals, SIGNALS, Interest::Read).map_err(setup)?;
         Ok(Keeper {
             config,
@@ -184,10 +194,17 @@ impl Keeper {
         let mut ready = Vec::new();
         let mut more_stops = false;
         while !self.is_over() {
-            let timeout = if more_stops { Some(Duration::ZERO) } else { self.next_deadline() };
+            let timeout = if more_stops {
+                Some(Duration::ZERO)
+            } else {
+                self.next_deadline()
+            };
             self.poll
                 .wait(&mut ready, timeout)
-                .map_err(|errno| KeeperError::Setup { what: "wait for events", errno })?;
+                .map_err(|errno| KeeperError::Setup {
+                    what: "wait for events",
+                    errno,
+                })?;
             for one in &ready {
                 self.dispatch(*one);
             }
@@ -228,7 +245,9 @@ impl Keeper {
     // --- the head -------------------------------------------------------------------------
 
     fn accept_head(&mut self) {
-        let Ok((socket, _)) = self.listener.accept() else { return };
+        let Ok((socket, _)) = self.listener.accept() else {
+            return;
+        };
         match daemon::peer_is_trusted(&socket) {
             Ok(true) => {}
             Ok(false) => return log("refused a connection of another user"),
@@ -239,7 +258,11 @@ impl Keeper {
         self.drop_head();
         let welcomed = Channel::new(socket.into()).and_then(|channel| {
             let token = self.watch(&channel, Watched::Head)?;
-            self.head = Some(Head { channel, token });
+            self.head = Some(Head {
+                channel,
+                token,
+                deaf: false,
+            });
             Ok(())
         });
         if let Err(error) = welcomed {
@@ -250,17 +273,33 @@ impl Keeper {
 
     /// The inventory, then what was held while no head was there, then the deputies' channels.
     fn tell_all(&mut self) {
-        let ghosts = self.ghosts.iter().map(|(task, traced)| GhostReport {
-            task: *task,
-            pid: traced.pid,
-            record: traced.record.clone(),
-            died: traced.died(),
-        });
-        let inventory =
-            FromKeeper::Inventory { ghosts: ghosts.collect(), deputies: self.deputies.list() };
-        self.tell(inventory, vec![]);
+        // In parts, because thousands of records do not fit into one frame.
+        let mut part = Vec::new();
+        let mut parts = Vec::new();
+        let mut bytes = 0;
+        for (task, traced) in &self.ghosts {
+            bytes += traced.record.len();
+            part.push(GhostReport {
+                task: *task,
+                pid: traced.pid,
+                record: traced.record.clone(),
+                died: traced.died(),
+            });
+            if bytes > INVENTORY_PART_BYTES {
+                parts.push(std::mem::take(&mut part));
+                bytes = 0;
+            }
+        }
+        parts.push(part);
+        for ghosts in parts {
+            let deputies = self.deputies.list();
+            self.tell(&FromKeeper::Inventory { ghosts, deputies }, vec![]);
+        }
         for task in self.ghosts.keys().copied().collect::<Vec<_>>() {
-            let held = self.ghosts.get_mut(&task).map(|traced| traced.held.release());
+            let held = self
+                .ghosts
+                .get_mut(&task)
+                .map(|traced| traced.held.release());
             for report in held.into_iter().flatten() {
                 self.report(task, report);
             }
@@ -275,7 +314,9 @@ impl Keeper {
         let token = head.token;
         let mut outcome = head.channel.receive().map(|_| ());
         loop {
-            let Some(head) = self.head.as_mut().filter(|head| head.token == token) else { return };
+            let Some(head) = self.head.as_mut().filter(|head| head.token == token) else {
+                return;
+            };
             match head.channel.next_message() {
                 Ok(Some(message)) => {
                     if let Err(error) = self.obey(message) {
@@ -304,8 +345,14 @@ impl Keeper {
     fn read_head_to_end(&mut self) {
         for _ in 0..LAST_READS {
             let Some(head) = &self.head else { return };
-            let mut poll = [rustix::event::PollFd::new(&head.channel, rustix::event::PollFlags::IN)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut poll = [rustix::event::PollFd::new(
+                &head.channel,
+                rustix::event::PollFlags::IN,
+            )];
+            let now = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
             if !matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(1..)) {
                 return;
             }
@@ -324,30 +371,63 @@ impl Keeper {
         let Some(head) = &mut self.head else { return };
         let flushed = head.channel.flush();
         let interest = Interest::read_and(head.channel.wants_write());
-        if flushed.is_err() || self.poll.modify(&head.channel, head.token, interest).is_err() {
-            self.hang_up();
+        if head.deaf
+            || flushed.is_err()
+            || self
+                .poll
+                .modify(&head.channel, head.token, interest)
+                .is_err()
+        {
+            self.read_head_to_end();
+            self.drop_head();
         }
     }
 
-    /// The head does not take what it is sent; what it sent is still obeyed.
-    fn hang_up(&mut self) {
-        self.read_head_to_end();
-        self.drop_head();
-    }
-
     /// Whether the message is on its way.
-    fn tell(&mut self, message: FromKeeper, descriptors: Vec<OwnedFd>) -> bool {
-        let Some(head) = &mut self.head else { return false };
-        head.channel.send(&message, descriptors).is_ok()
+    fn tell(&mut self, message: &FromKeeper, descriptors: Vec<OwnedFd>) -> bool {
+        let Some(head) = self.head.as_mut().filter(|head| !head.deaf) else {
+            return false;
+        };
+        match head.channel.send(message, descriptors) {
+            Ok(()) => true,
+            Err(error) => {
+                head.deaf = true;
+                log(&format!("the head can't be told: {error}"));
+                false
+            }
+        }
     }
 
     // --- what the head asks for -----------------------------------------------------------
 
     fn obey(&mut self, message: ToKeeper) -> Result<(), LinkError> {
         match message {
-            ToKeeper::Seize { task, pid, uid, start_time, mode, record } => {
-                let control = self.head.as_mut().ok_or(LinkError::Closed)?.channel.descriptors().take()?;
-                self.seize(Asked { task, pid, uid, start_time, mode, record }, control);
+            ToKeeper::Seize {
+                task,
+                pid,
+                uid,
+                start_time,
+                mode,
+                record,
+            } => {
+                let control = self
+                    .head
+                    .as_mut()
+                    .ok_or(LinkError::Closed)?
+                    .channel
+                    .descriptors()
+                    .take()?;
+                self.seize(
+                    Asked {
+                        task,
+                        pid,
+                        uid,
+                        start_time,
+                        mode,
+                        record,
+                    },
+                    control,
+                );
             }
             ToKeeper::Record { task, record } => {
                 if let Some(traced) = self.ghosts.get_mut(&task) {
@@ -367,7 +447,9 @@ impl Keeper {
 
     fn finish(&mut self, task: TaskId, end: GhostEnd, text: Option<String>) {
         if let Some(traced) = self.ghosts.get_mut(&task) {
-            traced.deadline.get_or_insert(Instant::now() + FINISH_TIMEOUT);
+            traced
+                .deadline
+                .get_or_insert(Instant::now() + FINISH_TIMEOUT);
         }
         self.apply(task, Event::Finish(end, text));
     }
@@ -375,7 +457,11 @@ impl Keeper {
     fn begin_shutdown(&mut self, text: &str) {
         self.shutdown.get_or_insert(Instant::now());
         for task in self.ghosts.keys().copied().collect::<Vec<_>>() {
-            self.finish(task, GhostEnd::Exit(EXIT_CLUSTER_FAILED), Some(text.to_owned()));
+            self.finish(
+                task,
+                GhostEnd::Exit(EXIT_CLUSTER_FAILED),
+                Some(text.to_owned()),
+            );
         }
     }
 
@@ -402,7 +488,9 @@ impl Keeper {
             })
             .collect();
         for task in overdue {
-            log(&format!("the ghost of task {task} did not end by itself and is killed"));
+            log(&format!(
+                "the ghost of task {task} did not end by itself and is killed"
+            ));
             self.apply(task, Event::Overdue);
         }
     }

@@ -33,7 +33,11 @@ pub(super) enum SeizeError {
     #[error("process {pid} is not the one that asked (uid {uid}, start time {start_time})")]
     Another { pid: Pid, uid: u32, start_time: u64 },
     #[error("cannot {what} (process {pid}): {errno}")]
-    System { pid: Pid, what: &'static str, errno: Errno },
+    System {
+        pid: Pid,
+        what: &'static str,
+        errno: Errno,
+    },
     #[error(transparent)]
     Trace(#[from] TraceError),
 }
@@ -55,7 +59,9 @@ pub(super) fn seize(
     match tracer.seize(pid.0, 0) {
         Ok(()) => {}
         Err(TraceError::Gone { .. }) => return Err(SeizeError::Ended { pid }),
-        Err(TraceError::Failed { errno: Errno::PERM, .. }) => {
+        Err(TraceError::Failed {
+            errno: Errno::PERM, ..
+        }) => {
             return Err(SeizeError::Refused { pid });
         }
         Err(error) => return Err(error.into()),
@@ -65,17 +71,30 @@ pub(super) fn seize(
 }
 
 fn verify(pid: Pid, pidfd: &OwnedFd, uid: u32, start_time: u64) -> Result<(), SeizeError> {
-    let another = SeizeError::Another { pid, uid, start_time };
+    let another = SeizeError::Another {
+        pid,
+        uid,
+        start_time,
+    };
     match (status::read_status(pid.0), status::start_time(pid.0)) {
         (Ok(found), Ok(started)) if found.uids == [uid; 4] && started == start_time => {}
         _ => return Err(another),
     }
     // It lives still, so all of the above was about one process: the one that the pidfd holds.
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)) {
         Ok(0) => {}
         Ok(_) => return Err(SeizeError::Ended { pid }),
-        Err(errno) => return Err(SeizeError::System { pid, what: "watch it", errno }),
+        Err(errno) => {
+            return Err(SeizeError::System {
+                pid,
+                what: "watch it",
+                errno,
+            });
+        }
     }
     keep_from_dumping(pid)
 }
@@ -83,12 +102,19 @@ fn verify(pid: Pid, pidfd: &OwnedFd, uid: u32, start_time: u64) -> Result<(), Se
 fn keep_from_dumping(pid: Pid) -> Result<(), SeizeError> {
     let target = rustix::process::Pid::from_raw(pid.0);
     let limit = |bytes| {
-        let both = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        let both = Rlimit {
+            current: Some(bytes),
+            maximum: Some(bytes),
+        };
         rustix::process::prlimit(target, Resource::Core, both)
     };
     // One that has a hard limit of 0 can't be given 1 without privilege.
     match limit(NO_CORE).or_else(|_| limit(0)) {
         Ok(_) => Ok(()),
-        Err(errno) => Err(SeizeError::System { pid, what: "limit its core dumps", errno }),
+        Err(errno) => Err(SeizeError::System {
+            pid,
+            what: "limit its core dumps",
+            errno,
+        }),
     }
 }

@@ -53,12 +53,25 @@ impl Keeper {
         let task = asked.task;
         if let Err(error) = self.try_seize(asked, control) {
             log(&format!("task {task} got no ghost: {error}"));
-            self.tell(FromKeeper::SeizeFailed { task, reason: error.to_string() }, vec![]);
+            self.tell(
+                &FromKeeper::SeizeFailed {
+                    task,
+                    reason: error.to_string(),
+                },
+                vec![],
+            );
         }
     }
 
     fn try_seize(&mut self, asked: Asked, control: OwnedFd) -> Result<(), SeizeError> {
-        let Asked { task, pid, uid, start_time, mode, record } = asked;
+        let Asked {
+            task,
+            pid,
+            uid,
+            start_time,
+            mode,
+            record,
+        } = asked;
         if self.ghosts.contains_key(&task) || self.tasks.contains_key(&pid.0) {
             return Err(SeizeError::Twice { task, pid });
         }
@@ -70,14 +83,27 @@ impl Keeper {
             self.let_go(pid, pidfd);
             return Err(error);
         }
-        let token = self
-            .watch(&pidfd, Watched::Ghost(task))
-            .map_err(|errno| SeizeError::System { pid, what: "watch it", errno })?;
+        let token =
+            self.watch(&pidfd, Watched::Ghost(task))
+                .map_err(|errno| SeizeError::System {
+                    pid,
+                    what: "watch it",
+                    errno,
+                })?;
         let held = HeldReports::default();
         let ghost = Ghost::new(mode);
         self.ghosts.insert(
             task,
-            Traced { pid, record, held, deadline: None, ghost, pidfd, control, token },
+            Traced {
+                pid,
+                record,
+                held,
+                deadline: None,
+                ghost,
+                pidfd,
+                control,
+                token,
+            },
         );
         self.tasks.insert(pid.0, task);
         self.apply(task, Event::Seized);
@@ -96,7 +122,8 @@ impl Keeper {
     pub(super) fn forget_released(&mut self, pid: i32) {
         if let Some(pidfd) = self.released.remove(&pid) {
             let _ = self.poll.remove(&pidfd);
-            self.watched.retain(|_, watched| *watched != Watched::Released(pid));
+            self.watched
+                .retain(|_, watched| *watched != Watched::Released(pid));
             let _ = self.tracer.reap(pid);
         }
     }
@@ -123,12 +150,15 @@ impl Keeper {
                 StopKind::GroupStop(_) | StopKind::Trap | StopKind::Event(_) => 0,
             };
             let _ = self.poll.remove(&pidfd);
-            self.watched.retain(|_, watched| *watched != Watched::Released(stop.pid));
+            self.watched
+                .retain(|_, watched| *watched != Watched::Released(stop.pid));
             let _ = self.tracer.detach(stop.pid, signal);
             return;
         }
         // A deputy that somebody stopped is seen here, too.
-        let Some(task) = self.tasks.get(&stop.pid).copied() else { return };
+        let Some(task) = self.tasks.get(&stop.pid).copied() else {
+            return;
+        };
         match stop.kind {
             StopKind::Delivery(signal) => self.delivery(task, stop.pid, number(signal)),
             StopKind::GroupStop(signal) => self.apply(task, Event::GroupStop(number(signal))),
@@ -138,7 +168,9 @@ impl Keeper {
 
     fn delivery(&mut self, task: TaskId, pid: i32, signal: u8) {
         // It fails only when a SIGKILL came first, and then the death is told.
-        let Ok(info) = self.tracer.siginfo(pid) else { return };
+        let Ok(info) = self.tracer.siginfo(pid) else {
+            return;
+        };
         let keeper = rustix::process::getpid().as_raw_nonzero().get();
         let sender = Sender::of(signal, info.code, info.pid, pid, keeper);
         self.apply(task, Event::Delivery(signal, sender));
@@ -146,12 +178,16 @@ impl Keeper {
 
     /// Its pidfd is readable.
     pub(super) fn ghost_died(&mut self, task: TaskId) {
-        let Some(traced) = self.ghosts.get(&task) else { return };
+        let Some(traced) = self.ghosts.get(&task) else {
+            return;
+        };
         let end = match self.tracer.peek_exit(traced.pid.0) {
             Ok(Some(status)) => end_of(status),
             Ok(None) => return,
             Err(error) => {
-                log(&format!("the ghost of task {task} ended, nobody knows how: {error}"));
+                log(&format!(
+                    "the ghost of task {task} ended, nobody knows how: {error}"
+                ));
                 GhostEnd::Signal(super::ghost::SIGKILL)
             }
         };
@@ -162,18 +198,28 @@ impl Keeper {
 
     /// One step of one ghost. A task that is not here is gone already; the inventory told so.
     pub(super) fn apply(&mut self, task: TaskId, event: Event) {
-        let Some(traced) = self.ghosts.get_mut(&task) else { return };
+        let Some(traced) = self.ghosts.get_mut(&task) else {
+            return;
+        };
         match traced.ghost.step(event) {
-            Ok(effects) => effects.into_iter().for_each(|effect| self.perform(task, effect)),
+            Ok(effects) => effects
+                .into_iter()
+                .for_each(|effect| self.perform(task, effect)),
             Err(error) => log(&format!("task {task}: {error}")),
         }
-        if self.ghosts.get(&task).is_some_and(|traced| traced.ghost.state() == State::Gone) {
+        if self
+            .ghosts
+            .get(&task)
+            .is_some_and(|traced| traced.ghost.state() == State::Gone)
+        {
             self.forget(task);
         }
     }
 
     fn perform(&mut self, task: TaskId, effect: Effect) {
-        let Some(traced) = self.ghosts.get(&task) else { return };
+        let Some(traced) = self.ghosts.get(&task) else {
+            return;
+        };
         let pid = traced.pid.0;
         let done = match effect {
             Effect::Resume(signal) => self.tracer.cont(pid, signal.into()),
@@ -198,18 +244,26 @@ impl Keeper {
     }
 
     pub(super) fn report(&mut self, task: TaskId, report: Report) {
-        let Some(pid) = self.ghosts.get(&task).map(|traced| traced.pid) else { return };
+        let Some(pid) = self.ghosts.get(&task).map(|traced| traced.pid) else {
+            return;
+        };
         let message = match report {
             Report::Seized => FromKeeper::Seized { task },
-            Report::Signal { signal, from_kernel } => {
-                FromKeeper::Signal { task, signal, from_kernel, leads_group: leads_group(pid) }
-            }
+            Report::Signal {
+                signal,
+                from_kernel,
+            } => FromKeeper::Signal {
+                task,
+                signal,
+                from_kernel,
+                leads_group: leads_group(pid),
+            },
             Report::Stopped(signal) => FromKeeper::Stopped { task, signal },
             Report::Continued => FromKeeper::Continued { task },
             Report::Died(end) => FromKeeper::Died { task, end },
             Report::Gone => FromKeeper::Gone { task },
         };
-        let sent = self.tell(message, vec![]);
+        let sent = self.tell(&message, vec![]);
         if let (false, Some(traced)) = (sent, self.ghosts.get_mut(&task)) {
             traced.held.hold(report);
         }
@@ -220,7 +274,9 @@ impl Traced {
     fn kill(&self, task: TaskId, signal: u8) {
         match process::pidfd_send_signal(&self.pidfd, signal.into()) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(errno) => log(&format!("task {task}: cannot send signal {signal}: {errno}")),
+            Err(errno) => log(&format!(
+                "task {task}: cannot send signal {signal}: {errno}"
+            )),
         }
     }
 
@@ -229,7 +285,9 @@ impl Traced {
         match rustix::net::send(&self.control, &packet.bytes(), flags) {
             // A ghost that has died does not read; that it did is told by its pidfd.
             Ok(_) | Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => {}
-            Err(errno) => log(&format!("task {task}: its ghost can't be told {packet:?}: {errno}")),
+            Err(errno) => log(&format!(
+                "task {task}: its ghost can't be told {packet:?}: {errno}"
+            )),
         }
     }
 }

@@ -11,6 +11,8 @@ use wiglaf_wire::frame::{DataHeader, Frame};
 use wiglaf_wire::id::TaskId;
 use wiglaf_wire::stream::{Relay, Stream};
 
+use super::flow::FlowError;
+
 /// Sources are not read while more than this waits for the socket: the network sets the pace.
 const CONGESTED_BYTES: usize = 512 << 10;
 /// A link on which the other machine acknowledges nothing for so long is broken.
@@ -18,13 +20,24 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 /// A quiet link is probed after this long, so that a dead machine is noticed.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 
+/// Why a link is over.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CarrierError {
+    /// The connection's own failure.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The peer broke the agreement on a stream.
+    #[error(transparent)]
+    Flow(#[from] FlowError),
+}
+
 /// A link, errors kept: whoever writes to a broken link goes on, and its owner looks once.
 #[derive(Debug)]
 pub(crate) struct Carrier {
     tls: TlsLink<Relay, Relay>,
     token: Token,
     waits_for_room: bool,
-    failed: Option<LinkError>,
+    failed: Option<CarrierError>,
     /// Streams that stopped reading because the link was congested, in their order.
     pub(crate) stalled: VecDeque<(TaskId, Stream)>,
 }
@@ -100,12 +113,12 @@ impl Carrier {
     }
 
     /// The peer did what it must not.
-    pub(crate) fn fail(&mut self, error: LinkError) {
-        self.note(Err(error));
+    pub(crate) fn fail(&mut self, error: impl Into<CarrierError>) {
+        self.note(Err(error.into()));
     }
 
     /// Why the link is over, if it is.
-    pub(crate) fn failure(&self) -> Option<&LinkError> {
+    pub(crate) fn failure(&self) -> Option<&CarrierError> {
         self.failed.as_ref()
     }
 
@@ -115,11 +128,11 @@ impl Carrier {
         let _ = poll.remove(self.tls.as_fd());
     }
 
-    fn note(&mut self, result: Result<(), LinkError>) {
+    fn note<E: Into<CarrierError>>(&mut self, result: Result<(), E>) {
         if let Err(error) = result
             && self.failed.is_none()
         {
-            self.failed = Some(error);
+            self.failed = Some(error.into());
         }
     }
 }

@@ -250,11 +250,13 @@ impl Receiver {
 
     /// What to tell the sender, if there is enough of it: the offset of [`Receiver::wrote`].
     pub fn next_report(&mut self) -> Option<u64> {
-        let news = self.passed - self.told;
+        // What left while a new link still repeats bytes is told when the sender has come so far.
+        let passed = self.passed.min(self.due);
+        let news = passed - self.told;
         if self.broken || news == 0 || (news < REPORT_BYTES && !self.pending().is_empty()) {
             return None;
         }
-        self.told = self.passed;
+        self.told = passed;
         if self.pending.is_empty() && news < REPORT_BYTES {
             // Nothing flows fast: the memory is better given back.
             self.pending = VecDeque::new();

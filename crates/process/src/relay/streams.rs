@@ -408,12 +408,13 @@ impl Streams {
     pub(crate) fn ended(
         &mut self,
         poll: &Poll,
-        stream: Stream,
-        offset: u64,
+        (stream, offset): (Stream, u64),
+        carrier: &mut Carrier,
     ) -> Result<(), FlowError> {
         if let Some(sink) = &mut self.sinks[stream.index()] {
             sink.flow.end_at(offset)?;
             sink.flush(poll);
+            sink.report((self.task, stream), carrier);
         }
         Ok(())
     }

@@ -62,11 +62,28 @@ impl Scene {
             command.arg(SERVICE_UID.to_string());
         }
         as_user(&mut command, user);
-        let keeper = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let keeper = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let head = connect(dir.path().join("keeper.sock"));
-        let mut scene = Scene { dir, keeper, head, user, launches, next_task: 0 };
+        let mut scene = Scene {
+            dir,
+            keeper,
+            head,
+            user,
+            launches,
+            next_task: 0,
+        };
         let first = scene.next();
-        assert_eq!(first, FromKeeper::Inventory { ghosts: vec![], deputies: vec![] });
+        assert_eq!(
+            first,
+            FromKeeper::Inventory {
+                ghosts: vec![],
+                deputies: vec![]
+            }
+        );
         scene
     }
 
@@ -92,7 +109,11 @@ impl Scene {
     }
 
     pub(crate) fn finish(&mut self, task: TaskId, end: GhostEnd) {
-        self.send(&ToKeeper::Finish { task, end, text: None });
+        self.send(&ToKeeper::Finish {
+            task,
+            end,
+            text: None,
+        });
     }
 
     /// The keeper's next message.
@@ -111,17 +132,29 @@ impl Scene {
 
     /// The next process that asks for a ghost.
     pub(crate) fn launch(&mut self) -> Launch {
-        assert!(readable(&self.launches, PATIENCE), "nobody asks for a ghost");
+        assert!(
+            readable(&self.launches, PATIENCE),
+            "nobody asks for a ghost"
+        );
         let (socket, _) = self.launches.accept().unwrap();
         let mut channel: Channel<(i32, u32, u64), String> = Channel::new(socket.into()).unwrap();
         let (pid, uid, start_time) = next_of(&mut channel, PATIENCE).unwrap();
         let control = Some(channel.descriptors().take().unwrap());
-        Launch { pid: Pid(pid), uid, start_time, control, channel }
+        Launch {
+            pid: Pid(pid),
+            uid,
+            start_time,
+            control,
+            channel,
+        }
     }
 
     pub(crate) fn new_task(&mut self) -> TaskId {
         self.next_task += 1;
-        TaskId { job: JobId(1), index: self.next_task }
+        TaskId {
+            job: JobId(1),
+            index: self.next_task,
+        }
     }
 
     pub(crate) fn seize(&mut self, launch: &mut Launch) -> TaskId {
@@ -134,7 +167,9 @@ impl Scene {
             mode: GhostMode::default(),
             record: vec![7, u8::try_from(self.next_task).unwrap()],
         };
-        self.head.send(&seize, vec![launch.control.take().unwrap()]).unwrap();
+        self.head
+            .send(&seize, vec![launch.control.take().unwrap()])
+            .unwrap();
         task
     }
 
@@ -146,7 +181,10 @@ impl Scene {
         launch.go();
         let deadline = Instant::now() + PATIENCE;
         let exe = format!("/proc/{}/exe", launch.pid);
-        while std::fs::read_link(&exe).unwrap().ends_with("ghost_launcher") {
+        while std::fs::read_link(&exe)
+            .unwrap()
+            .ends_with("ghost_launcher")
+        {
             assert!(Instant::now() < deadline, "it does not become a ghost");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -154,26 +192,41 @@ impl Scene {
     }
 
     pub(crate) fn signal(task: TaskId, signal: u8, from_kernel: bool) -> FromKeeper {
-        FromKeeper::Signal { task, signal, from_kernel, leads_group: true }
+        FromKeeper::Signal {
+            task,
+            signal,
+            from_kernel,
+            leads_group: true,
+        }
     }
 
     /// A command without a terminal that becomes a ghost, in a process group of its own.
     pub(crate) fn start(&self, verb: &str) -> Child {
         let mut command = Command::new(launcher());
-        command.arg(verb).arg(self.dir.path().join("launch.sock")).args(["sleep", "1000"]);
+        command
+            .arg(verb)
+            .arg(self.dir.path().join("launch.sock"))
+            .args(["sleep", "1000"]);
         as_user(&mut command, self.user);
-        command.current_dir(self.dir.path()).stdin(Stdio::null()).process_group(0);
+        command
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .process_group(0);
         command.spawn().unwrap()
     }
 
     /// An interactive shell on a terminal; `$G` is the launcher (no function, whose job would
     /// be a subshell).
     pub(crate) fn shell(&self) -> Shell {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        let master =
+            openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let path = ptsname(&master, vec![]).unwrap();
-        let slave = std::fs::File::options().read(true).write(true).open(path.to_str().unwrap());
+        let slave = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path.to_str().unwrap());
         let slave = slave.unwrap();
         if let Some(user) = self.user {
             std::os::unix::fs::fchown(&slave, Some(user), Some(user)).unwrap();
@@ -181,10 +234,20 @@ impl Scene {
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "-i"]);
         as_user(&mut command, self.user);
-        command.current_dir(self.dir.path()).env("HISTFILE", "").env("TERM", "dumb");
-        command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
+        command
+            .current_dir(self.dir.path())
+            .env("HISTFILE", "")
+            .env("TERM", "dumb");
+        command
+            .stdin(slave.try_clone().unwrap())
+            .stdout(slave.try_clone().unwrap())
+            .stderr(slave);
         let child = command.spawn().unwrap();
-        let mut shell = Shell { master, child, text: String::new() };
+        let mut shell = Shell {
+            master,
+            child,
+            text: String::new(),
+        };
         shell.say("PS1='ready> '; ulimit -c unlimited; stty -echo");
         shell.say(&format!(
             "G='{} launch {}/launch.sock'; echo set''up",
@@ -233,7 +296,11 @@ impl Shell {
     /// Asserts that `unwanted` does not come for a while.
     pub(crate) fn expect_no(&mut self, unwanted: &str) {
         self.read(A_WHILE);
-        assert!(!self.text.contains(unwanted), "{unwanted:?} in {:?}", self.text);
+        assert!(
+            !self.text.contains(unwanted),
+            "{unwanted:?} in {:?}",
+            self.text
+        );
     }
 
     fn saw(&mut self, wanted: &str) -> bool {
@@ -269,8 +336,15 @@ pub(crate) fn is_root() -> bool {
 /// Cargo builds examples together with tests.
 pub(crate) fn launcher() -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let built = test.parent().and_then(|deps| deps.parent()).unwrap().join("examples/ghost_launcher");
-    assert!(built.exists(), "run `cargo test -p wiglaf-process`, which builds the example");
+    let built = test
+        .parent()
+        .and_then(|deps| deps.parent())
+        .unwrap()
+        .join("examples/ghost_launcher");
+    assert!(
+        built.exists(),
+        "run `cargo test -p wiglaf-process`, which builds the example"
+    );
     built
 }
 

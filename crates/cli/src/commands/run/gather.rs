@@ -15,59 +15,86 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 
 /// How output is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Show {
+pub(crate) enum Show {
     /// As it comes.
     Plain,
-    /// Each line with its node's name.
-    Labels,
+    /// Whole lines as they come.
+    Lines(Prefix),
+    /// Each task's at the end, in their order.
+    InTurn {
+        /// Before each line.
+        prefix: Prefix,
+        /// A line of dashes before each task.
+        dividers: bool,
+    },
     /// Equal outputs once, at the end.
     Gathered,
     /// In JSON, at the end.
     Json,
 }
 
+/// What stands before each line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    /// Nothing.
+    None,
+    /// The node's name.
+    Name,
+    /// The node's number, as BProc's bpsh prints it.
+    Number,
+}
+
+impl Prefix {
+    fn text(self, number: u32, name: &str) -> String {
+        match self {
+            Prefix::None => String::new(),
+            Prefix::Name => format!("{name}: "),
+            Prefix::Number => format!("{number:3}: "),
+        }
+    }
+}
+
 /// One task's output so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct TaskOutput {
-    pub(super) node: String,
+    number: u32,
+    node: String,
     streams: [Vec<u8>; 2],
+    longest_line: usize,
 }
 
 impl TaskOutput {
-    pub(super) fn new(node: String) -> TaskOutput {
-        TaskOutput { node, streams: Default::default() }
+    pub(super) fn new(number: u32, node: String, longest_line: Option<usize>) -> TaskOutput {
+        let longest_line = longest_line.unwrap_or(MAX_LINE_BYTES);
+        TaskOutput { number, node, streams: Default::default(), longest_line }
     }
 
-    /// Takes bytes of stdout (0) or stderr (1); prints whole lines when they are labelled.
+    /// Takes bytes of stdout (0) or stderr (1); prints whole lines when they are shown so.
     pub(super) fn take(&mut self, show: Show, stream: usize, bytes: &[u8]) -> io::Result<()> {
         self.streams[stream].extend_from_slice(bytes);
-        if show == Show::Labels {
-            let held = &self.streams[stream];
-            let whole = match held.iter().rposition(|byte| *byte == b'\n') {
-                Some(at) => at + 1,
-                None if held.len() > MAX_LINE_BYTES => held.len(),
-                None => return Ok(()),
-            };
-            let lines: Vec<u8> = self.streams[stream].drain(..whole).collect();
-            self.print_labelled(stream, &lines)?;
-        }
-        Ok(())
+        let Show::Lines(prefix) = show else { return Ok(()) };
+        let held = &self.streams[stream];
+        let whole = match held.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => at + 1,
+            None if held.len() > self.longest_line => held.len(),
+            None => return Ok(()),
+        };
+        let lines: Vec<u8> = self.streams[stream].drain(..whole).collect();
+        self.print(prefix, stream, &lines)
     }
 
     /// Prints a last line that has no end.
     pub(super) fn finish(&mut self, show: Show, stream: usize) -> io::Result<()> {
-        if show == Show::Labels && !self.streams[stream].is_empty() {
-            let lines = std::mem::take(&mut self.streams[stream]);
-            self.print_labelled(stream, &lines)?;
-        }
-        Ok(())
+        let Show::Lines(prefix) = show else { return Ok(()) };
+        let lines = std::mem::take(&mut self.streams[stream]);
+        self.print(prefix, stream, &lines)
     }
 
-    fn print_labelled(&self, stream: usize, lines: &[u8]) -> io::Result<()> {
+    fn print(&self, prefix: Prefix, stream: usize, lines: &[u8]) -> io::Result<()> {
+        let prefix = prefix.text(self.number, &self.node);
         let mut text = Vec::with_capacity(lines.len() + 16);
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
-            text.extend_from_slice(self.node.as_bytes());
-            text.extend_from_slice(b": ");
+            text.extend_from_slice(prefix.as_bytes());
             text.extend_from_slice(line);
             if !line.ends_with(b"\n") {
                 text.push(b'\n');
@@ -82,6 +109,22 @@ impl TaskOutput {
             io::stderr().lock().write_all(&text)
         }
     }
+}
+
+/// Prints each task's output in its turn.
+pub(super) fn print_in_turn(
+    tasks: &[TaskOutput],
+    prefix: Prefix,
+    dividers: bool,
+) -> Result<(), CommandError> {
+    for task in tasks {
+        if dividers {
+            output::print(&format!("{}\t{}\n", task.number, "-".repeat(69)))?;
+        }
+        task.print(prefix, 0, &task.streams[0])?;
+        task.print(prefix, 1, &task.streams[1])?;
+    }
+    Ok(())
 }
 
 /// Prints equal outputs once, under the nodes that they came from.

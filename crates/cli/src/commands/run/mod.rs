@@ -15,6 +15,8 @@ use wiglaf_wire::client::{NodeSelection, Reply, Request, RunRequest};
 use wiglaf_wire::id::{JobId, NodeId};
 use wiglaf_wire::launch::{LaunchSpec, StdioKind};
 
+pub(crate) use self::gather::{Prefix, Show};
+
 use crate::CommandResult;
 use crate::error::CommandError;
 use crate::head::Head;
@@ -105,6 +107,64 @@ pub(crate) struct Args {
     /// The command and its arguments
     #[arg(required = true, value_name = "COMMAND")]
     command: Vec<std::ffi::OsString>,
+    /// For bpsh: how output is shown, and its longest line.
+    #[arg(skip)]
+    show: Option<(Show, usize)>,
+}
+
+impl Args {
+    /// What bpsh asks for.
+    pub(crate) fn for_bpsh(
+        nodes: String,
+        command: Vec<std::ffi::OsString>,
+        show: Show,
+        longest_line: usize,
+        with_stdin: bool,
+    ) -> Args {
+        Args {
+            nodes: Some(nodes),
+            any: false,
+            all: false,
+            exclude: None,
+            node_count: None,
+            task_count: None,
+            labels: false,
+            gather: false,
+            tty: false,
+            timeout: None,
+            env: Vec::new(),
+            chdir: None,
+            exclusive: false,
+            now: false,
+            detach: false,
+            leave: false,
+            stdin: if with_stdin { StdinFor::All } else { StdinFor::Nobody },
+            input: None,
+            output: None,
+            error: None,
+            verbose: false,
+            json: false,
+            command,
+            show: Some((show, longest_line)),
+        }
+    }
+
+    /// With output to the files `output` and `error`.
+    pub(crate) fn discarding_output(mut self) -> Args {
+        self.output = Some("/dev/null".into());
+        self.error = Some("/dev/null".into());
+        self
+    }
+
+    fn show(&self) -> Show {
+        match (self.show, self.labels, self.gather, self.json) {
+            (Some((show, _)), ..) => show,
+            (None, true, ..) => Show::Lines(Prefix::Name),
+            (None, _, true, _) => Show::Gathered,
+            (None, .., true) => Show::Json,
+            _ => Show::Plain,
+        }
+    }
 }
 
 /// Who gets standard input.
@@ -148,10 +208,6 @@ struct Placed {
 
 pub(crate) fn run(args: Args) -> CommandResult {
     let spec = caller::describe(&args)?;
-    let is_single = !args.all
-        && args.nodes.is_none()
-        && args.node_count.is_none_or(|count| count == 1)
-        && args.task_count.is_none_or(|count| count == 1);
     let mut head = Head::connect()?;
     let request = request(&args, spec.clone());
     let placed = place(&mut head, request.clone())?;
@@ -160,9 +216,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
             eprintln!("wiglaf: task {}.{index} on {name}", placed.job);
         }
     }
-    let plain = !args.labels && !args.gather && !args.json;
-    let alone = is_single || placed.nodes.len() == 1;
-    if alone && plain && !args.detach {
+    if placed.nodes.len() == 1 && args.show() == Show::Plain && !args.detach {
         return single::run(&args, head, request, &spec, &placed);
     }
     if spec.has_terminal() {

@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::pipe::PipeFlags;
 use wiglaf_link::{Channel, Interest, Poll, Token};
-use wiglaf_linux::ghost::{GhostFds, spawn_ghost};
+use wiglaf_linux::ghost::{GhostRequest, spawn_ghost};
 use wiglaf_linux::process::{ChildState, ExitStatus, kill, wait_any_child};
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_wire::client::{Reply, Request};
 use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::LaunchSpec;
 
-use super::gather::{Show, TaskOutput, print_gathered, print_json};
+use super::gather::{Show, TaskOutput, print_gathered, print_in_turn, print_json};
 use super::single::{Stdin, Streams, ghost_stderr, kit, open_input, open_output, strings};
 use super::{Args, Placed, StdinFor, expand};
 use crate::CommandResult;
@@ -42,12 +42,7 @@ pub(super) fn run(args: &Args, head: Head, spec: &LaunchSpec, placed: &Placed) -
     if args.detach {
         return detach(args, head, spec, placed);
     }
-    let show = match (args.labels, args.gather, args.json) {
-        (true, ..) => Show::Labels,
-        (_, true, _) => Show::Gathered,
-        (.., true) => Show::Json,
-        _ => Show::Plain,
-    };
+    let show = args.show();
     // Before there are children whose end could be missed.
     let handled = SignalSet::of(&[SIGCHLD, SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP]);
     block_signals(handled);
@@ -72,13 +67,17 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
         // The head opens the log files itself.
         kit.parcel.truncate(1);
         let (argv, env) = strings(spec)?;
-        let fds = GhostFds {
+        let ghost = spawn_ghost(&GhostRequest {
+            argv: &argv,
+            env: &env,
             control: kit.control.as_fd(),
-            stdin: null.as_fd(),
-            pump: None,
-            stderr: null.as_fd(),
-        };
-        let pid = spawn_ghost(&argv, &env, &fds, true)?;
+            stdin: None,
+            stdin_pipe: None,
+            stderr: None,
+            // A group of its own: the terminal's Ctrl-C is not for it.
+            group: Some(0),
+        })?;
+        let pid = ghost.pid;
         let index = u32::try_from(index)?;
         head.send(&Request::Ghost { index, pid: Pid(pid), mode: kit.mode }, kit.parcel)?;
         ghosts.push(pid);
@@ -87,7 +86,9 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
         match head.next()? {
             Reply::Go { .. } => {}
             other => {
-                ghosts.iter().for_each(|pid| drop(kill(*pid, SIGKILL)));
+                for pid in &ghosts {
+                    let _ = kill(*pid, SIGKILL);
+                }
                 return Err(CommandError::from_reply(other));
             }
         }
@@ -127,13 +128,16 @@ impl Family {
         for (index, (_, node)) in placed.nodes.iter().enumerate() {
             let streams = streams(args, show, index, node, &mut pipes, &mut inputs)?;
             let kit = kit(streams)?;
-            let fds = GhostFds {
+            let ghost = spawn_ghost(&GhostRequest {
+                argv: &argv,
+                env: &env,
                 control: kit.control.as_fd(),
-                stdin: null.as_fd(),
-                pump: None,
-                stderr: ghost_stderr(&null),
-            };
-            let pid = spawn_ghost(&argv, &env, &fds, false)?;
+                stdin: None,
+                stdin_pipe: None,
+                stderr: Some(ghost_stderr(&null)),
+                group: None,
+            })?;
+            let pid = ghost.pid;
             ghosts.push((pid, None));
             let index = u32::try_from(index)?;
             head.send(&Request::Ghost { index, pid: Pid(pid), mode: kit.mode }, kit.parcel)?;
@@ -146,7 +150,12 @@ impl Family {
                 poll.add(pipe, Token(number), Interest::Read)?;
             }
         }
-        let outputs = placed.nodes.iter().map(|(_, name)| TaskOutput::new(name.clone())).collect();
+        let longest_line = args.show.map(|(_, bytes)| bytes);
+        let outputs = placed
+            .nodes
+            .iter()
+            .map(|(id, name)| TaskOutput::new(id.0, name.clone(), longest_line))
+            .collect();
         let awaited = ghosts.len();
         Ok(Family { poll, head: Some(head), ghosts, outputs, pipes, show, awaited })
     }
@@ -249,7 +258,10 @@ impl Family {
         match show {
             Show::Gathered => print_gathered(&self.outputs)?,
             Show::Json => print_json(&self.outputs, &self.ghosts)?,
-            Show::Plain | Show::Labels => {}
+            Show::InTurn { prefix, dividers } => {
+                print_in_turn(&self.outputs, prefix, dividers)?;
+            }
+            Show::Plain | Show::Lines(_) => {}
         }
         let codes = self.ghosts.iter().filter_map(|(_, end)| end.as_ref()).map(|e| e.shell_code());
         Ok(u8::try_from(codes.max().unwrap_or(0)).unwrap_or(u8::MAX))

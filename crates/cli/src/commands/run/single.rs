@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::PipeFlags;
-use wiglaf_linux::ghost::{GhostFds, exec_ghost};
+use wiglaf_linux::ghost::{GhostRequest, exec_ghost};
 use wiglaf_linux::process::set_ptracer_any;
 use wiglaf_wire::client::{Reply, Request, RunRequest};
 use wiglaf_wire::id::Pid;
@@ -175,16 +175,15 @@ fn become_ghost(spec: &LaunchSpec, kit: &GhostKit) -> Result<Infallible, Command
     let (argv, env) = strings(spec)?;
     let null = open_input("/dev/null".as_ref())?;
     let stdin = if kit.pump.is_some() { rustix::stdio::stdin() } else { null.as_fd() };
-    let error = exec_ghost(
-        &argv,
-        &env,
-        &GhostFds {
-            control: kit.control.as_fd(),
-            stdin,
-            pump: kit.pump.as_ref().map(AsFd::as_fd),
-            stderr: ghost_stderr(&null),
-        },
-    );
+    let error = exec_ghost(&GhostRequest {
+        argv: &argv,
+        env: &env,
+        control: kit.control.as_fd(),
+        stdin: Some(stdin),
+        stdin_pipe: kit.pump.as_ref().map(AsFd::as_fd),
+        stderr: Some(ghost_stderr(&null)),
+        group: None,
+    });
     Err(CommandError::new(format!("this process can't become the ghost: {error}")))
 }
 

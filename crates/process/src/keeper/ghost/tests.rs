@@ -4,7 +4,10 @@ use super::*;
 
 const SIGINT: u8 = 2;
 const SIGTERM: u8 = 15;
-const COOKED: GhostMode = GhostMode { pump: false, raw: false };
+const COOKED: GhostMode = GhostMode {
+    pump: false,
+    raw: false,
+};
 
 fn running() -> Ghost {
     let mut ghost = Ghost::new(COOKED);
@@ -21,7 +24,10 @@ fn after(events: impl IntoIterator<Item = Event>) -> Ghost {
 }
 
 const fn told(signal: u8, from_kernel: bool) -> Effect {
-    Effect::Report(Report::Signal { signal, from_kernel })
+    Effect::Report(Report::Signal {
+        signal,
+        from_kernel,
+    })
 }
 
 #[test]
@@ -61,12 +67,16 @@ fn a_remote_stop_lets_one_signal_through() {
         [Effect::Resume(0), told(SIGTERM, false)]
     );
     assert_eq!(
-        ghost.step(Event::Delivery(SIGTSTP, Sender::Itself)).unwrap(),
+        ghost
+            .step(Event::Delivery(SIGTSTP, Sender::Itself))
+            .unwrap(),
         [Effect::Resume(SIGTSTP)]
     );
     // In an orphaned process group it does not stop: the next Ctrl-Z is an ordinary one again.
     assert_eq!(
-        ghost.step(Event::Delivery(SIGTSTP, Sender::Kernel)).unwrap(),
+        ghost
+            .step(Event::Delivery(SIGTSTP, Sender::Kernel))
+            .unwrap(),
         [Effect::Resume(0), told(SIGTSTP, true)]
     );
 }
@@ -74,7 +84,9 @@ fn a_remote_stop_lets_one_signal_through() {
 #[test]
 fn a_merged_stop_is_not_lost() {
     let mut ghost = after([Event::Stop(SIGTSTP)]);
-    let effects = ghost.step(Event::Delivery(SIGTSTP, Sender::Kernel)).unwrap();
+    let effects = ghost
+        .step(Event::Delivery(SIGTSTP, Sender::Kernel))
+        .unwrap();
     assert_eq!(effects[0], Effect::Resume(SIGTSTP));
     assert_eq!(ghost.state(), State::Stopping(SIGTSTP));
 }
@@ -83,7 +95,9 @@ fn a_merged_stop_is_not_lost() {
 fn a_stop_overtaken_by_continue_does_not_stop() {
     let mut ghost = after([Event::Stop(SIGTSTP), Event::Continue]);
     assert_eq!(
-        ghost.step(Event::Delivery(SIGTSTP, Sender::Itself)).unwrap(),
+        ghost
+            .step(Event::Delivery(SIGTSTP, Sender::Itself))
+            .unwrap(),
         [Effect::Resume(0)]
     );
 }
@@ -96,17 +110,25 @@ fn fg_continues_and_is_told_but_the_heads_own_continue_is_not() {
         [Effect::Resume(SIGCONT), Effect::Report(Report::Continued)]
     );
     let mut ghost = after([Event::GroupStop(SIGTSTP)]);
-    assert_eq!(ghost.step(Event::Continue).unwrap(), [Effect::Kill(SIGCONT)]);
+    assert_eq!(
+        ghost.step(Event::Continue).unwrap(),
+        [Effect::Kill(SIGCONT)]
+    );
     assert_eq!(ghost.step(Event::Trap).unwrap(), [Effect::Resume(0)]);
     assert_eq!(
-        ghost.step(Event::Delivery(SIGCONT, Sender::Keeper)).unwrap(),
+        ghost
+            .step(Event::Delivery(SIGCONT, Sender::Keeper))
+            .unwrap(),
         [Effect::Resume(SIGCONT)]
     );
 }
 
 #[test]
 fn a_raw_terminal_is_raw_again_after_continue() {
-    let mut ghost = Ghost::new(GhostMode { pump: true, raw: true });
+    let mut ghost = Ghost::new(GhostMode {
+        pump: true,
+        raw: true,
+    });
     ghost.step(Event::Seized).unwrap();
     let effects = ghost.step(Event::Delivery(SIGCONT, Sender::Other)).unwrap();
     assert!(effects.contains(&Effect::Send(Packet::Raw)));
@@ -116,7 +138,9 @@ fn a_raw_terminal_is_raw_again_after_continue() {
 fn a_stopped_ghost_is_continued_to_finish() {
     let mut ghost = after([Event::GroupStop(SIGTSTP)]);
     assert_eq!(
-        ghost.step(Event::Finish(GhostEnd::Exit(3), Some("why".into()))).unwrap(),
+        ghost
+            .step(Event::Finish(GhostEnd::Exit(3), Some("why".into())))
+            .unwrap(),
         [
             Effect::Send(Packet::Text("why".into())),
             Effect::Send(Packet::Exit(3)),
@@ -147,7 +171,10 @@ fn death_by_signal_injects_only_that_signal() {
 fn an_unasked_death_waits_for_finish() {
     let mut ghost = running();
     let end = GhostEnd::Signal(SIGKILL);
-    assert_eq!(ghost.step(Event::Died(end)).unwrap(), [Effect::Report(Report::Died(end))]);
+    assert_eq!(
+        ghost.step(Event::Died(end)).unwrap(),
+        [Effect::Report(Report::Died(end))]
+    );
     assert_eq!(ghost.step(Event::Continue).unwrap(), []);
     assert_eq!(
         ghost.step(Event::Finish(GhostEnd::Exit(0), None)).unwrap(),
@@ -159,7 +186,10 @@ fn an_unasked_death_waits_for_finish() {
 #[test]
 fn a_fault_kills() {
     let sender = Sender::of(SIGSEGV, 1, 0, 10, 20);
-    assert_eq!(running().step(Event::Delivery(SIGSEGV, sender)).unwrap(), [Effect::Kill(9)]);
+    assert_eq!(
+        running().step(Event::Delivery(SIGSEGV, sender)).unwrap(),
+        [Effect::Kill(9)]
+    );
 }
 
 #[test]
@@ -214,7 +244,10 @@ fn table() -> String {
     let mut lines = String::new();
     for state in states {
         for event in &events {
-            let mut ghost = Ghost { state, mode: COOKED };
+            let mut ghost = Ghost {
+                state,
+                mode: COOKED,
+            };
             if let Ok(effects) = ghost.step(event.clone()) {
                 lines += &format!("{event:?}: {state:?} → {:?} {effects:?}\n", ghost.state);
             }

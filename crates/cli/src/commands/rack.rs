@@ -1,0 +1,46 @@
+//! `wiglaf rack`: started by `wiglaf up`, not by people.
+
+use std::time::Duration;
+
+use wiglaf_head::config::Layout;
+use wiglaf_node::rack::hold::{Hold, hold};
+
+use crate::CommandResult;
+use crate::daemons;
+use crate::error::CommandError;
+use crate::head::Head;
+
+/// How long a head that has ended unasked stays away before another is started.
+const HEAD_RESTART_PAUSE: Duration = Duration::from_millis(200);
+
+/// Hold virtual nodes for the head
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many
+    #[arg(long)]
+    nodes: u32,
+    /// Through the view
+    #[arg(long)]
+    view: bool,
+}
+
+pub(crate) fn run(args: &Args) -> CommandResult {
+    let layout = Layout::own()?;
+    let _ = rustix::process::setsid();
+    daemons::write_pid_file(&layout.run.join("rack.pid"))?;
+    let mut head = Head::connect_to(&layout)?;
+    let cluster = daemons::status(&mut head)?.cluster;
+    let config = Hold {
+        tag: cluster,
+        names: (1..=args.nodes).map(|number| format!("n{number}")).collect(),
+        through_view: args.view,
+        hidden: vec![layout.run.clone(), layout.state.clone()],
+    };
+    // A head that dies is started again: nothing that runs depends on it.
+    let reconnect = move || -> Result<_, CommandError> {
+        std::thread::sleep(HEAD_RESTART_PAUSE);
+        Ok(daemons::ensure_head(&layout)?.into_channel())
+    };
+    hold(config, head.into_channel(), |_| reconnect().ok())?;
+    Ok(0)
+}

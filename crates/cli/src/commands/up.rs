@@ -1,0 +1,78 @@
+//! `wiglaf up`
+
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use wiglaf_head::config::Layout;
+use wiglaf_wire::client::{NodeInfo, NodeState, Reply, Request};
+
+use crate::CommandResult;
+use crate::daemons;
+use crate::error::CommandError;
+use crate::output;
+
+/// Virtual nodes of one cluster, at most.
+const MAX_VIRTUAL_NODES: u32 = 200;
+/// How long the nodes may take to join.
+const JOIN_WAIT: Duration = Duration::from_secs(60);
+const JOIN_POLL: Duration = Duration::from_millis(10);
+
+/// Start a cluster of virtual nodes on this machine
+///
+/// As root the nodes have network addresses of their own; an ordinary user gets the same inside a
+/// user namespace. `wiglaf down` ends it.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How many nodes
+    #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VIRTUAL_NODES)))]
+    nodes: u32,
+    /// Let tasks see files through the read-only view of network-booted nodes, not this disk
+    #[arg(long)]
+    view: bool,
+}
+
+pub(crate) fn run(args: &Args) -> CommandResult {
+    let layout = Layout::own()?;
+    layout.make()?;
+    let mut head = daemons::ensure_head(&layout)?;
+    if daemons::status(&mut head)?.rack_pid.is_some() {
+        return Err(CommandError::new("this cluster has its virtual nodes already")
+            .hint("`wiglaf nodes` shows them; `wiglaf down` ends them"));
+    }
+    let count = args.nodes.to_string();
+    let mut options = vec!["--nodes", &count];
+    if args.view {
+        options.push("--view");
+    }
+    let mut rack = daemons::spawn(&layout, "rack", &options)?;
+    let started = Instant::now();
+    while up(&mut head)?.len() < usize::try_from(args.nodes)? {
+        if let Some(status) = rack.try_wait()? {
+            return Err(daemons::failed(&layout, "rack", &format!("ended ({status})")));
+        }
+        if started.elapsed() > JOIN_WAIT {
+            return Err(give_up(&layout, &mut rack));
+        }
+        std::thread::sleep(JOIN_POLL);
+    }
+    output::print(&format!(
+        "{} nodes are up; try `wiglaf run -a -l hostname`, and `wiglaf down` at the end\n",
+        args.nodes
+    ))?;
+    Ok(0)
+}
+
+fn up(head: &mut crate::head::Head) -> Result<Vec<NodeInfo>, CommandError> {
+    match head.ask(&Request::Nodes)? {
+        Reply::Nodes(mut nodes) => {
+            nodes.retain(|node| node.is_virtual && node.state == NodeState::Up);
+            Ok(nodes)
+        }
+        other => Err(CommandError::from_reply(other)),
+    }
+}
+
+fn give_up(layout: &Layout, rack: &mut Child) -> CommandError {
+    let _ = rack.kill();
+    daemons::failed(layout, "rack", "did not get its nodes to join in time")
+}

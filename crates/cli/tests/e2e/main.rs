@@ -1,0 +1,12 @@
+//! End to end: real clusters of virtual nodes, the real binary, real shells on real terminals.
+//!
+//! One test program, so that it is linked once; each test makes the cluster that it needs.
+
+mod bproc;
+mod cluster;
+mod failures;
+mod jobs;
+mod run;
+mod shell;
+mod terminal;
+mod users;

@@ -1,0 +1,21 @@
+//! The agent: joins the head, runs tasks for it, and answers for each of them until the head has
+//! acknowledged its end.
+//!
+//! It is PID 1 of the PID namespace that its tasks live in: what they orphan becomes its child,
+//! and nothing of theirs outlives it. One thread runs everything but the making of processes
+//! ([`spawner`]), which waits until the program is read, perhaps by way of this very process.
+
+mod beside;
+pub mod core;
+mod link;
+mod machine;
+mod mains;
+mod pids;
+mod processes;
+mod run;
+mod spawner;
+
+pub(crate) use link::{HeadTls, dial};
+
+pub use beside::{BesideError, run_beside};
+pub use run::{AgentConfig, AgentError, Trust, run};

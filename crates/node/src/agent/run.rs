@@ -1,0 +1,581 @@
+//! The agent's loop: sockets, clock and processes around [`super::core`].
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+use rustls::ClientConfig;
+use wiglaf_link::{
+    Interest, JoinToken, LinkError, NodeIdentity, Poll, Ready, Token, TrustError, client_config,
+};
+use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
+use wiglaf_linux::process::{kill, set_process_title};
+use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
+use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
+use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE};
+use wiglaf_wire::id::{DeputyId, Incarnation, Pid, TaskId};
+use wiglaf_wire::launch::{Credential, LaunchSpec};
+use wiglaf_wire::status::Status;
+
+use super::core::{Core, Effect, Event};
+use super::link::HeadLink;
+use super::mains::Mains;
+use super::pids::PidBlock;
+use super::spawner::{Order, Spawner};
+use super::{machine, processes};
+use crate::join::{JoinError, join};
+use crate::root::TaskRoot;
+
+const LINK: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const SPAWNER: Token = Token(2);
+const FIRST_RELAY_TOKEN: u64 = 16;
+
+const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+const SIGCHLD: i32 = 17;
+/// `kill(2)`: all processes that the caller may signal, but itself and init.
+const EVERYBODY: i32 = -1;
+
+/// Wait before a machine that could not join tries again; it doubles each time.
+const FIRST_JOIN_PAUSE: Duration = Duration::from_millis(100);
+const LAST_JOIN_PAUSE: Duration = Duration::from_secs(5);
+/// How often the PID cursor is looked at while tasks, which may fork, are alive.
+const CURSOR_PERIOD: Duration = Duration::from_secs(2);
+/// Leftovers that were killed are looked for again at the latest after this time.
+const COLLECT_PERIOD: Duration = Duration::from_millis(20);
+/// Reads of the head's connection before others have their turn.
+const READS_PER_TURN: usize = 8;
+/// How long a farewell may take to leave.
+const FAREWELL_WAIT: Duration = Duration::from_millis(500);
+
+/// Who an agent is to the head.
+#[derive(Debug)]
+pub enum Trust {
+    /// It has to ask for a certificate with this.
+    Token(JoinToken),
+    /// It has one.
+    Identity(NodeIdentity),
+}
+
+/// What an agent is to be.
+#[derive(Debug)]
+pub struct AgentConfig {
+    /// Where the head listens.
+    pub head: SocketAddr,
+    /// Who it is.
+    pub trust: Trust,
+    /// The name that it would like.
+    pub name: Option<String>,
+    /// What its tasks see.
+    pub task_root: TaskRoot,
+    /// Its address on the cluster's network, as text.
+    pub address: String,
+    /// Whether it lacks root's rights, so that supplementary groups can't be set.
+    pub rootless: bool,
+}
+
+/// Why an agent has ended, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// It would kill processes that are not its own, and lose orphans.
+    #[error("the agent has to be PID 1 of a PID namespace; it is process {0}")]
+    NotInit(u32),
+    /// It is no node.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The head sent it away.
+    #[error("the head refuses this node: {0}")]
+    Refused(String),
+    /// Its certificate is of no use.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The terminals of the task root can't be reached.
+    #[error("can't open /dev/pts of the task root: {0}")]
+    Terminals(#[source] Errno),
+    /// There is no thread for it.
+    #[error("can't start the agent's spawner: {0}")]
+    Spawner(#[source] io::Error),
+    /// The loop itself.
+    #[error("the agent's event loop: {0}")]
+    Loop(#[from] Errno),
+}
+
+/// Runs an agent in this process, which is PID 1 of its namespace and has one thread, until the
+/// head has it leave. When the process ends, so do all tasks.
+///
+/// # Errors
+/// [`AgentError`]: it can't be an agent, or the head refuses it.
+pub fn run(config: AgentConfig) -> Result<(), AgentError> {
+    live(config, false)
+}
+
+/// As [`run`]; with `may_be_asked`, SIGTERM and SIGINT make it leave in an orderly way.
+pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentError> {
+    let own_pid = std::process::id();
+    if own_pid != 1 {
+        return Err(AgentError::NotInit(own_pid));
+    }
+    let mut handled = SignalSet::of(&[SIGCHLD]);
+    if may_be_asked {
+        handled = handled.with(SIGTERM).with(SIGINT);
+    }
+    // Before the first thread, which inherits it.
+    block_signals(handled);
+    let signals = SignalFd::new(handled)?;
+    let title = config.name.clone().unwrap_or_else(|| config.address.clone());
+    entitle(&title);
+    let identity = match &config.trust {
+        Trust::Identity(identity) => client_config(identity)?,
+        Trust::Token(token) => match join_at_last(&config, token, &signals)? {
+            Some(identity) => client_config(&identity)?,
+            None => return Ok(()),
+        },
+    };
+    Agent::new(config, identity, signals, title)?.run()
+}
+
+/// Joins, however long the head can't be reached. `None`: somebody asked the agent to leave.
+fn join_at_last(
+    config: &AgentConfig,
+    token: &JoinToken,
+    signals: &SignalFd,
+) -> Result<Option<NodeIdentity>, AgentError> {
+    let mut pause = FIRST_JOIN_PAUSE;
+    loop {
+        match join(config.head, token, config.name.clone()) {
+            Ok(identity) => return Ok(Some(identity)),
+            Err(error) if error.is_passing() => {
+                if pause == FIRST_JOIN_PAUSE {
+                    log(&config.address, &error);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let until = Timespec::try_from(pause).ok();
+        // Too early is no harm.
+        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], until.as_ref());
+        while let Some(signal) = signals.read()? {
+            if matches!(signal.signo, SIGTERM | SIGINT) {
+                return Ok(None);
+            }
+        }
+        pause = (pause * 2).min(LAST_JOIN_PAUSE);
+    }
+}
+
+struct Agent {
+    head: SocketAddr,
+    identity: Arc<ClientConfig>,
+    rootless: bool,
+    root: Arc<TaskRoot>,
+    name: String,
+    poll: Poll,
+    core: Core,
+    link: Option<HeadLink>,
+    signals: SignalFd,
+    spawner: Option<Spawner>,
+    relay: NodeRelay,
+    mains: Mains,
+    pids: Option<PidBlock>,
+    cursor_at: Option<Instant>,
+    /// What the core has to hear, oldest first.
+    events: Vec<Event>,
+    /// Set when the agent is to end.
+    exit: Option<Option<String>>,
+    /// The last reason for which there is no connection, so that each is logged once.
+    trouble: Option<String>,
+    /// Where the relay makes terminals.
+    _terminals: OwnedFd,
+}
+
+impl Agent {
+    fn new(
+        config: AgentConfig,
+        identity: Arc<ClientConfig>,
+        signals: SignalFd,
+        name: String,
+    ) -> Result<Agent, AgentError> {
+        let poll = Poll::new()?;
+        poll.add(&signals, SIGNALS, Interest::Read)?;
+        let terminals = open_terminals(&config.task_root).map_err(AgentError::Terminals)?;
+        let mut relay = NodeRelay::new(FIRST_RELAY_TOKEN);
+        relay.set_identity(config.head, identity.clone());
+        relay.set_terminals(PathBuf::from(format!("/proc/self/fd/{}", terminals.as_raw_fd())));
+        let incarnation = draw_incarnation()?;
+        let core = Core::new(incarnation, machine::describe(&config.address), &name);
+        Ok(Agent {
+            head: config.head,
+            identity,
+            rootless: config.rootless,
+            root: Arc::new(config.task_root),
+            name,
+            poll,
+            core,
+            link: None,
+            signals,
+            spawner: None,
+            relay,
+            mains: Mains::default(),
+            pids: None,
+            cursor_at: None,
+            events: vec![Event::Tick],
+            exit: None,
+            trouble: None,
+            _terminals: terminals,
+        })
+    }
+
+    fn run(mut self) -> Result<(), AgentError> {
+        let mut ready = Vec::new();
+        loop {
+            self.decide()?;
+            if let Some(reason) = self.exit.take() {
+                self.say_farewell();
+                return reason.map_or(Ok(()), |reason| Err(AgentError::Refused(reason)));
+            }
+            self.poll.wait(&mut ready, self.time_to_wait())?;
+            for one in &ready {
+                self.take(*one)?;
+            }
+            self.look_at_the_clock();
+        }
+    }
+
+    /// Has the core hear all events and does what it says, until nothing is left to do.
+    fn decide(&mut self) -> Result<(), AgentError> {
+        let mut effects = Vec::new();
+        loop {
+            for event in std::mem::take(&mut self.events) {
+                self.core.handle(now_ms(), event, &mut effects);
+                for effect in effects.drain(..) {
+                    self.perform(effect)?;
+                }
+            }
+            if self.mains.is_collecting() {
+                self.mains.collect(&mut self.events);
+            }
+            if self.events.is_empty() {
+                self.settle_link();
+            }
+            if self.events.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn time_to_wait(&self) -> Option<Duration> {
+        let now = now_ms();
+        let core =
+            self.core.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(now)));
+        let until = |at: Instant| at.saturating_duration_since(Instant::now());
+        let collect = self.mains.is_collecting().then_some(COLLECT_PERIOD);
+        let others = [self.relay.deadline().map(until), self.cursor_at.map(until), collect];
+        core.into_iter().chain(others.into_iter().flatten()).min()
+    }
+
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        if self.relay.deadline().is_some_and(|at| at <= now) {
+            let mut events = Vec::new();
+            self.relay.tick(&self.poll, &mut events);
+            self.hear_relay(events);
+        }
+        if self.cursor_at.is_some_and(|at| at <= now) {
+            self.cursor_at = self.core.has_live_tasks().then_some(now + CURSOR_PERIOD);
+            self.steer();
+        }
+        self.events.push(Event::Tick);
+    }
+
+    fn take(&mut self, ready: Ready) -> Result<(), AgentError> {
+        match ready.token {
+            LINK => self.hear_head(ready),
+            SIGNALS => self.hear_signals()?,
+            SPAWNER => {
+                let answers = self.spawner.as_ref().map(Spawner::answers).unwrap_or_default();
+                for answer in answers {
+                    self.mains.answered(answer, &mut self.events);
+                }
+            }
+            token if self.relay.owns(token) => {
+                let mut events = Vec::new();
+                self.relay.handle(&self.poll, ready, &mut events);
+                self.hear_relay(events);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn hear_signals(&mut self) -> Result<(), AgentError> {
+        while let Some(signal) = self.signals.read()? {
+            if signal.signo != SIGCHLD {
+                self.events.push(Event::LeaveAsked);
+            }
+        }
+        Ok(self.mains.reap(&mut self.events)?)
+    }
+
+    fn hear_relay(&mut self, events: Vec<RelayEvent>) {
+        self.events.extend(events.into_iter().map(|event| match event {
+            RelayEvent::Drained(task) => Event::Drained { task },
+            RelayEvent::Lost(task, reason) => Event::RelayLost { task, reason },
+        }));
+    }
+
+    fn perform(&mut self, effect: Effect) -> Result<(), AgentError> {
+        match effect {
+            Effect::Dial => self.dial(),
+            Effect::HangUp => self.close_link(),
+            Effect::Send(message) => self.send(&message),
+            Effect::Renew { sequence } => self.send(&FromAgent::Renew {
+                sequence,
+                load_centi: machine::load_centi(),
+                available_kib: machine::available_kib(),
+            }),
+            Effect::Welcomed { name, first_pid, end_pid, .. } => {
+                self.welcomed(name, PidBlock::new(first_pid, end_pid))?;
+            }
+            Effect::Spawn { task, pid, credential, deputy, spec } => {
+                self.spawn(task, pid, credential, deputy, spec);
+            }
+            Effect::Signal { task, signal, scope, .. } => self.mains.signal(task, signal, scope),
+            Effect::KillTree { task, .. } => self.mains.kill_tree(task),
+            // Nobody there is fine.
+            Effect::KillEverything => drop(kill(EVERYBODY, SIGKILL)),
+            Effect::CollectLeftovers { task } => self.mains.collect_leftovers(task),
+            Effect::WaitDrained { task, leave } => {
+                let mut events = Vec::new();
+                self.relay.main_ended(&self.poll, task, &mut events);
+                if leave {
+                    self.mains.keep_leftovers(task);
+                    self.relay.cut_outputs(&self.poll, task, &mut events);
+                }
+                self.hear_relay(events);
+            }
+            Effect::CloseTask { task } => {
+                self.relay.close(&self.poll, task);
+                self.mains.forget(task);
+            }
+            Effect::ListProcesses { request } => self.list(request),
+            Effect::SignalProcess { request, pid, signal, uid } => {
+                let result = processes::signal(pid, signal, uid, &self.mains);
+                let errno = result.err().map_or(0, Errno::raw_os_error);
+                self.send(&FromAgent::Signalled { request, errno });
+            }
+            Effect::Exit { reason } => self.exit = Some(reason),
+        }
+        Ok(())
+    }
+
+    // The head
+
+    fn dial(&mut self) {
+        match HeadLink::open(&self.poll, LINK, self.head, self.identity.clone()) {
+            Ok(link) => {
+                self.link = Some(link);
+                // What is sent before the connection stands is queued, in its order.
+                self.events.push(Event::Connected);
+            }
+            Err(error) => self.lost(&error),
+        }
+    }
+
+    fn send(&mut self, message: &FromAgent) {
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.queue(message)
+        {
+            self.lost(&error);
+        }
+    }
+
+    fn settle_link(&mut self) {
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.settle(&self.poll)
+        {
+            self.lost(&error);
+        }
+    }
+
+    fn hear_head(&mut self, ready: Ready) {
+        for _ in 0..READS_PER_TURN {
+            let Some(link) = &mut self.link else { return };
+            let received = if ready.readable { link.receive() } else { Ok(()) };
+            let mut heard = false;
+            loop {
+                match link.next_message() {
+                    Ok(Some(message)) => {
+                        heard = true;
+                        self.events.push(Event::Message(message));
+                    }
+                    Ok(None) => break,
+                    Err(error) => return self.lost(&error),
+                }
+            }
+            if let Err(error) = received {
+                return self.lost(&error);
+            }
+            if !heard {
+                return;
+            }
+        }
+    }
+
+    fn lost(&mut self, error: &LinkError) {
+        self.close_link();
+        let trouble = format!("no connection to the head at {}: {error}", self.head);
+        if self.trouble.as_ref() != Some(&trouble) {
+            log(&self.name, &trouble);
+            self.trouble = Some(trouble);
+        }
+        self.events.push(Event::Disconnected);
+    }
+
+    fn close_link(&mut self) {
+        if let Some(link) = self.link.take() {
+            // Fails only for a set that is broken itself.
+            let _ = self.poll.remove(&link);
+        }
+    }
+
+    fn welcomed(&mut self, name: String, pids: PidBlock) -> Result<(), AgentError> {
+        self.trouble = None;
+        if self.name != name {
+            entitle(&name);
+            self.name = name;
+        }
+        if self.pids.replace(pids) != Some(pids) {
+            if let Err(error) = pids.make_room() {
+                log(&self.name, &error);
+            }
+            self.steer();
+        }
+        if self.spawner.is_none() {
+            // Only now, so that its thread's number is of the node's block too, and can't be that
+            // of a ghost.
+            let spawner = Spawner::start(self.root.clone(), self.rootless, &self.name)
+                .map_err(AgentError::Spawner)?;
+            self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
+            self.spawner = Some(spawner);
+        }
+        Ok(())
+    }
+
+    fn say_farewell(&mut self) {
+        let until = Instant::now() + FAREWELL_WAIT;
+        // Flushed by `decide` already, as far as the socket took it; the kernel sends the rest if
+        // the other side reads at all.
+        while let Some(link) = &mut self.link
+            && link.settle(&self.poll).is_ok()
+            && link.is_sending()
+            && Instant::now() < until
+        {
+            let wait = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], Some(&wait));
+        }
+    }
+
+    // Tasks
+
+    fn spawn(
+        &mut self,
+        task: TaskId,
+        pid: Pid,
+        credential: Credential,
+        deputy: DeputyId,
+        spec: Box<LaunchSpec>,
+    ) {
+        self.steer();
+        self.cursor_at.get_or_insert_with(|| Instant::now() + CURSOR_PERIOD);
+        let failed = |reason: String| Event::SpawnFailed {
+            task,
+            status: Status::cluster_failed(reason),
+        };
+        let stdio = match self.relay.open(&self.poll, task, deputy, spec.stdio, spec.window) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                let reason = format!("{}: {error}; run the command again", self.name);
+                return self.events.push(failed(reason));
+            }
+        };
+        self.mains.starting(task, pid);
+        let order = Order { task, pid, credential, spec, stdio };
+        if !self.spawner.as_ref().is_some_and(|spawner| spawner.order(order)) {
+            self.mains.forget(task);
+            self.events.push(failed(format!("the spawner of {} has ended", self.name)));
+        }
+    }
+
+    fn steer(&mut self) {
+        if let Some(pids) = self.pids
+            && let Err(error) = pids.steer()
+        {
+            log(&self.name, &error);
+            // It will not be allowed the next time either.
+            self.pids = None;
+        }
+    }
+
+    fn list(&mut self, request: u64) {
+        let list = processes::list(&self.mains);
+        let mut parts = list.chunks(MAX_PROCESSES_PER_MESSAGE).peekable();
+        if parts.peek().is_none() {
+            return self.send(&FromAgent::Processes { request, list, last: true });
+        }
+        while let Some(part) = parts.next() {
+            let last = parts.peek().is_none();
+            self.send(&FromAgent::Processes { request, list: part.to_vec(), last });
+        }
+    }
+}
+
+/// The task root's terminals, by a descriptor: the agent itself never enters the root.
+fn open_terminals(root: &TaskRoot) -> Result<OwnedFd, Errno> {
+    let open = || {
+        // A thread that shares its working directory with others may not change its mounts.
+        unshare(NamespaceFlags::FS)?;
+        setns(root.mount_ns.as_fd(), NamespaceFlags::NEWNS)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open("/dev/pts", flags, Mode::empty())
+    };
+    thread::scope(|scope| {
+        scope.spawn(open).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn draw_incarnation() -> Result<Incarnation, Errno> {
+    let mut bytes = [0; 8];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)?;
+    }
+    Ok(Incarnation(u64::from_ne_bytes(bytes)))
+}
+
+/// Milliseconds of a clock that goes on while the machine sleeps (P4).
+fn now_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+}
+
+fn entitle(name: &str) {
+    // Whoever looks at a list of processes is helped by it; nothing depends on it.
+    let _ = set_process_title(&format!("wiglaf: agent {name}"));
+}
+
+fn log(name: &str, what: &dyn Display) {
+    // There is nobody to tell that nobody can be told.
+    let _ = writeln!(io::stderr(), "wiglaf agent {name}: {what}");
+}

@@ -1,0 +1,202 @@
+//! Makes tasks' main processes, in a thread of its own: it is suspended until the program runs.
+//!
+//! The thread gives itself a UTS namespace for each task, which the task's processes inherit.
+//! Nothing but root can leave it, so it is the tag by which all of a task's processes are known,
+//! whatever sessions they start and whatever parents they lose.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use wiglaf_linux::namespace::{NamespaceFlags, unshare};
+use wiglaf_linux::signal::{SignalSet, block_signals};
+use wiglaf_linux::spawn::{Limit, SpawnError, SpawnRequest, Stage, spawn};
+use wiglaf_process::relay::node::ChildStdio;
+use wiglaf_wire::id::{Pid, TaskId};
+use wiglaf_wire::launch::{Credential, LaunchSpec};
+use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Status};
+
+use crate::root::TaskRoot;
+
+/// The thread's stack: what is large is on the heap.
+const STACK_BYTES: usize = 256 << 10;
+
+/// A process to be made.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) task: TaskId,
+    pub(super) pid: Pid,
+    pub(super) credential: Credential,
+    pub(super) spec: Box<LaunchSpec>,
+    pub(super) stdio: ChildStdio,
+}
+
+/// What became of an order: the tag of the task's processes, or what to tell the user.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) task: TaskId,
+    pub(super) outcome: Result<UtsTag, Status>,
+}
+
+/// The inode number of a UTS namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct UtsTag(u64);
+
+impl UtsTag {
+    /// Of a process; `None` when it is gone or has not been reaped.
+    pub(super) fn of(pid: i32) -> Option<UtsTag> {
+        UtsTag::read(&format!("/proc/{pid}/ns/uts")).ok()
+    }
+
+    fn read(path: &str) -> io::Result<UtsTag> {
+        let link = fs::read_link(path)?;
+        let text = link.to_str().unwrap_or_default();
+        let number = text.strip_prefix("uts:[").and_then(|rest| rest.strip_suffix(']'));
+        number
+            .and_then(|number| number.parse().ok())
+            .map(UtsTag)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// The thread's other end.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    orders: Sender<Order>,
+    answers: Receiver<Answer>,
+    answered: OwnedFd,
+}
+
+impl Spawner {
+    /// Starts the thread. `node` is the node's name, for what users are told.
+    pub(super) fn start(root: Arc<TaskRoot>, rootless: bool, node: &str) -> io::Result<Spawner> {
+        let (orders, inbox) = channel::<Order>();
+        let (outbox, answers) = channel();
+        let answered = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let bell = rustix::io::fcntl_dupfd_cloexec(&answered, 0)?;
+        let node = node.to_owned();
+        thread::Builder::new().name("spawner".into()).stack_size(STACK_BYTES).spawn(move || {
+            // The loop reads them from a descriptor.
+            block_signals(SignalSet::ALL);
+            for order in inbox {
+                let task = order.task;
+                let outcome = make(&order, &root, rootless, &node);
+                drop(order);
+                if outbox.send(Answer { task, outcome }).is_err() {
+                    return;
+                }
+                // Can only fail when nobody listens any more.
+                let _ = rustix::io::write(&bell, &1_u64.to_ne_bytes());
+            }
+        })?;
+        Ok(Spawner { orders, answers, answered })
+    }
+
+    /// Readable when there are answers.
+    pub(super) fn bell(&self) -> impl AsFd {
+        &self.answered
+    }
+
+    /// Gives an order; `false` when the thread is gone.
+    pub(super) fn order(&self, order: Order) -> bool {
+        self.orders.send(order).is_ok()
+    }
+
+    /// The answers that have come.
+    pub(super) fn answers(&self) -> Vec<Answer> {
+        // An empty counter is no error: the answers may have been taken already.
+        let _ = rustix::io::read(&self.answered, &mut [0; 8]);
+        self.answers.try_iter().collect()
+    }
+}
+
+fn make(
+    order: &Order,
+    root: &TaskRoot,
+    rootless: bool,
+    node: &str,
+) -> Result<UtsTag, Status> {
+    let spec = &order.spec;
+    let failed = |reason: String| Status::Failed { code: EXIT_CLUSTER_FAILED, reason };
+    let text = |bytes: &[u8]| {
+        CString::new(bytes).map_err(|_| failed(format!("{node} was given text with a NUL in it")))
+    };
+    let argv = spec.argv.iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
+    let env = spec.env.iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
+    let cwd = text(&spec.cwd)?;
+    let Some(program) = argv.first() else {
+        return Err(failed(format!("{node} was given no command to run")));
+    };
+    if let Some(stream) = order.stdio.terminal {
+        // As login does. A rootless node's terminals belong to its only user by themselves.
+        let terminal = &order.stdio.fds[stream.index()];
+        let owner = Some(rustix::fs::Uid::from_raw(order.credential.uid));
+        let _ = rustix::fs::fchown(terminal, owner, None);
+    }
+    let tagged = unshare(NamespaceFlags::NEWUTS)
+        .map_err(io::Error::from)
+        .and_then(|()| UtsTag::read("/proc/thread-self/ns/uts"));
+    let tag = tagged.map_err(|error| failed(format!("{node} can't tag the task: {error}")))?;
+    let limits: Vec<_> = spec
+        .limits
+        .iter()
+        .map(|limit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+        .collect();
+    let request = SpawnRequest {
+        program,
+        argv: &argv,
+        env: &env,
+        cwd: &cwd,
+        uid: order.credential.uid,
+        gid: order.credential.gid,
+        groups: (!rootless).then_some(&order.credential.groups),
+        umask: spec.umask,
+        limits: &limits,
+        stdio: [0, 1, 2].map(|stream: usize| order.stdio.fds[stream].as_fd()),
+        mount_ns: Some(root.mount_ns.as_fd()),
+        root: None,
+        cgroup: None,
+        new_uts: false,
+        hostname: None,
+        pid: Some(order.pid.0),
+        controlling_tty: order.stdio.terminal.is_some(),
+        ignored_signals: SignalSet::from_bits(spec.ignored_signals),
+        blocked_signals: SignalSet::from_bits(spec.blocked_signals),
+    };
+    match spawn(&request) {
+        Ok(_) => Ok(tag),
+        Err(error) => Err(told(error, spec, node)),
+    }
+}
+
+/// What the user is told of a process that could not be made, as a shell would where one would.
+fn told(error: SpawnError, spec: &LaunchSpec, node: &str) -> Status {
+    let command = spec.argv.first().map(|word| String::from_utf8_lossy(word)).unwrap_or_default();
+    let (code, reason) = match error {
+        SpawnError::Child { stage: Stage::Exec, errno: Errno::NOENT | Errno::NOTDIR } => {
+            (EXIT_NOT_FOUND, format!("{command}: not found on {node}"))
+        }
+        SpawnError::Child { stage: Stage::Exec, errno } => {
+            (EXIT_NOT_EXECUTABLE, format!("{command}: can't be executed on {node}: {errno}"))
+        }
+        SpawnError::Child { stage: Stage::Cwd, errno } => {
+            let cwd = String::from_utf8_lossy(&spec.cwd);
+            let reason = format!("{node} can't enter the working directory {cwd}: {errno}");
+            (EXIT_CLUSTER_FAILED, reason)
+        }
+        SpawnError::PidTaken { pid } => {
+            let reason = format!("process number {pid} is taken on {node}; run the command again");
+            (EXIT_CLUSTER_FAILED, reason)
+        }
+        SpawnError::Clone { .. } | SpawnError::Child { .. } => {
+            (EXIT_CLUSTER_FAILED, format!("{node} can't start {command}: {error}"))
+        }
+    };
+    Status::Failed { code, reason }
+}

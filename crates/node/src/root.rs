@@ -1,0 +1,275 @@
+//! The task root: the mount namespace that a node's tasks enter by setns.
+//!
+//! It is prepared once, since making mounts for each task would cost more than its fork and
+//! exec. Tasks see the head's files, and the node's own `/proc`, `/dev`, `/sys` and `/run`.
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
+use rustix::mount::{mount, mount_bind, mount_bind_recursive, mount_change};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::{fs, io, thread};
+use wiglaf_linux::mount::{MountAttributes, mount_setattr, pivot_into};
+use wiglaf_linux::namespace::{NamespaceFlags, unshare};
+
+/// Where the new root is put together before it becomes `/`: any directory that all machines
+/// have. What it shows meanwhile only the thread at work sees.
+const STAGE: &str = "/tmp";
+/// The devices that every program may expect.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// The devices that only some machines have.
+const OPTIONAL_DEVICES: [&str; 2] = ["fuse", "net/tun"];
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("dev/fd", "/proc/self/fd"),
+    ("dev/stdin", "/proc/self/fd/0"),
+    ("dev/stdout", "/proc/self/fd/1"),
+    ("dev/stderr", "/proc/self/fd/2"),
+    ("dev/ptmx", "pts/ptmx"),
+];
+/// What of the head's `/run` is files that programs name and not the state of its daemons:
+/// removable disks, and the system's own programs on NixOS.
+const SHARED_RUN: [&str; 5] = [
+    "media",
+    "current-system",
+    "booted-system",
+    "opengl-driver",
+    "wrappers",
+];
+
+const PRIVATE_DATA: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NO_PROGRAMS: MountFlags = PRIVATE_DATA.union(MountFlags::NOEXEC);
+
+/// Why there is no task root.
+#[derive(thiserror::Error, Debug)]
+pub enum RootError {
+    /// A step failed.
+    #[error("can't {action} {path} for the task root: {errno}{}", reason(.action, *.errno))]
+    Step {
+        /// What was tried.
+        action: &'static str,
+        /// With which path, as tasks will see it.
+        path: PathBuf,
+        /// What went wrong.
+        errno: Errno,
+    },
+    /// There is no thread for it.
+    #[error("can't start the thread that makes the task root: {0}")]
+    Thread(#[source] io::Error),
+}
+
+fn reason(action: &str, errno: Errno) -> &'static str {
+    if errno == Errno::PERM && action == MOUNT_PROC {
+        " (a container hides parts of /proc from this process: run outside of it, or with \
+         an unmasked /proc)"
+    } else {
+        ""
+    }
+}
+
+const MOUNT_PROC: &str = "mount a fresh process list at";
+
+/// A prepared mount namespace. It lives as long as the descriptor or a task in it does.
+#[derive(Debug)]
+pub struct TaskRoot {
+    /// What tasks enter by `setns` with `CLONE_NEWNS`.
+    pub mount_ns: OwnedFd,
+}
+
+impl TaskRoot {
+    /// A root with the head's files as this machine's own kernel shows them: for virtual nodes.
+    /// The directories `hidden` (the head's run directory, if it is not in `/run`) are covered.
+    ///
+    /// The mounts are a recursive *slave* copy of the head's: what the head's administrator
+    /// mounts or unmounts later appears and disappears here, and nothing done here shows there.
+    /// (Where the head's mounts are private, as in many containers, later ones do not appear.)
+    pub fn from_head_disk(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
+        in_own_thread(|| prepare(Path::new("/"), Path::new(STAGE), hidden))
+    }
+
+    /// A root around the directory `path`, on which the head's file system has been mounted
+    /// (the view), with the same directories of the node's own in it.
+    pub fn from_mount(path: &Path) -> Result<TaskRoot, RootError> {
+        in_own_thread(|| prepare(path, path, &[]))
+    }
+}
+
+/// Shows this process the process list of its own PID namespace at `/proc`. It must have a
+/// mount namespace of its own already, which is cut off from the head's here.
+pub fn mount_own_proc() -> Result<(), RootError> {
+    keep_mounts_to_ourselves()?;
+    mount_proc("/proc")
+}
+
+/// A thread, since a mount namespace belongs to one: the caller keeps its own, and nothing has
+/// to be undone after a failure.
+fn in_own_thread(
+    work: impl FnOnce() -> Result<TaskRoot, RootError> + Send,
+) -> Result<TaskRoot, RootError> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("task root".into())
+            .spawn_scoped(scope, work)
+            .map_err(RootError::Thread)?;
+        worker
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn prepare(source: &Path, stage: &Path, hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
+    unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
+    // The thread's own since the line above: the modes below are meant as they stand.
+    rustix::process::umask(Mode::empty());
+    keep_mounts_to_ourselves()?;
+    // Now: the stage is going to cover what may lie below it. One that is not there needs no hiding.
+    let hidden: Vec<PathBuf> = (hidden.iter())
+        .filter_map(|directory| directory.canonicalize().ok())
+        .collect();
+    mount_bind_recursive(source, stage).map_err(step("bind", source))?;
+    let root = rustix::fs::open(
+        stage,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(step("open", stage))?;
+    rustix::process::fchdir(&root).map_err(step("enter", stage))?;
+
+    // From here on relative paths are the new root's, absolute ones the old root's.
+    mount_proc("proc")?;
+    fill_dev()?;
+    mount_sys()?;
+    fill_run()?;
+    for directory in &hidden {
+        hide(directory)?;
+    }
+
+    pivot_into(root.as_fd()).map_err(step("change to the new root", "/"))?;
+    let namespace = "/proc/thread-self/ns/mnt";
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mount_ns =
+        rustix::fs::open(namespace, flags, Mode::empty()).map_err(step("open", namespace))?;
+    Ok(TaskRoot { mount_ns })
+}
+
+fn keep_mounts_to_ourselves() -> Result<(), RootError> {
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .map_err(step("make a slave of", "/"))
+}
+
+fn mount_proc(target: &str) -> Result<(), RootError> {
+    mount("proc", target, "proc", NO_PROGRAMS, None).map_err(step(MOUNT_PROC, target))
+}
+
+fn fill_dev() -> Result<(), RootError> {
+    let flags = MountFlags::NOSUID | MountFlags::STRICTATIME;
+    mount_tmpfs("dev", flags, c"mode=0755,size=1m")?;
+    for name in DEVICES {
+        bind_device(name)?;
+    }
+    for name in OPTIONAL_DEVICES {
+        if Path::new("/dev").join(name).exists() {
+            bind_device(name)?;
+        }
+    }
+    for (link, target) in DEVICE_LINKS {
+        rustix::fs::symlink(target, link).map_err(step("make the link", link))?;
+    }
+    make_directory("dev/shm")?;
+    mount_tmpfs("dev/shm", PRIVATE_DATA, c"mode=1777")?;
+    mount_terminals()
+}
+
+fn bind_device(name: &str) -> Result<(), RootError> {
+    let (source, target) = (format!("/dev/{name}"), format!("dev/{name}"));
+    if let Some((directory, _)) = name.split_once('/') {
+        make_directory(&format!("dev/{directory}"))?;
+    }
+    fs::File::create(&target).map_err(io_step("make", &target))?;
+    mount_bind(&source, &target).map_err(step("bind", &target))
+}
+
+fn mount_terminals() -> Result<(), RootError> {
+    make_directory("dev/pts")?;
+    let devpts = |data: &CStr| {
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        mount("devpts", "dev/pts", "devpts", flags, data)
+    };
+    // Group 5 is "tty" everywhere. A rootless node's user namespace has no such group.
+    match devpts(c"newinstance,ptmxmode=0666,mode=0620,gid=5") {
+        Err(Errno::INVAL) => devpts(c"newinstance,ptmxmode=0666,mode=0620"),
+        result => result,
+    }
+    .map_err(step("mount terminals at", "dev/pts"))
+}
+
+/// A fresh sysfs shows the node's own network devices. Where a container's masks forbid one,
+/// the machine's is shown.
+fn mount_sys() -> Result<(), RootError> {
+    let flags = NO_PROGRAMS | MountFlags::RDONLY;
+    if mount("sysfs", "sys", "sysfs", flags, None).is_ok() {
+        return Ok(());
+    }
+    mount_bind_recursive("/sys", "sys").map_err(step("bind", "/sys"))?;
+    let read_only = MountAttributes {
+        set: MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
+        ..MountAttributes::default()
+    };
+    mount_setattr(CWD, c"sys", true, &read_only).map_err(step("make read-only", "/sys"))
+}
+
+fn fill_run() -> Result<(), RootError> {
+    mount_tmpfs("run", PRIVATE_DATA, c"mode=0755")?;
+    make_directory("run/lock")?;
+    let sticky = Mode::from_raw_mode(0o1777);
+    rustix::fs::chmod("run/lock", sticky).map_err(step("open to all", "run/lock"))?;
+    for name in SHARED_RUN {
+        let (source, target) = (format!("/run/{name}"), format!("run/{name}"));
+        if let Ok(link) = fs::read_link(&source) {
+            rustix::fs::symlink(&link, &target).map_err(step("make the link", &target))?;
+        } else if Path::new(&source).is_dir() {
+            make_directory(&target)?;
+            mount_bind_recursive(&source, &target).map_err(step("bind", &target))?;
+        }
+    }
+    Ok(())
+}
+
+/// Covers a directory with nothing. One that is covered already (below `/run`) is fine.
+fn hide(directory: &Path) -> Result<(), RootError> {
+    let target = directory.strip_prefix("/").unwrap_or(directory);
+    if target.as_os_str().is_empty() || !target.is_dir() {
+        return Ok(());
+    }
+    let flags = NO_PROGRAMS | MountFlags::RDONLY;
+    mount("tmpfs", target, "tmpfs", flags, c"mode=0,size=4k").map_err(step("hide", directory))
+}
+
+fn mount_tmpfs(target: &str, flags: MountFlags, data: &CStr) -> Result<(), RootError> {
+    mount("tmpfs", target, "tmpfs", flags, data).map_err(step("mount memory at", target))
+}
+
+fn make_directory(path: &str) -> Result<(), RootError> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Err(Errno::EXIST) => Ok(()),
+        result => result.map_err(step("make the directory", path)),
+    }
+}
+
+fn step(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(Errno) -> RootError {
+    let path = Path::new("/").join(path);
+    move |errno| RootError::Step {
+        action,
+        path,
+        errno,
+    }
+}
+
+fn io_step(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> RootError {
+    let step = step(action, path);
+    move |error| step(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}

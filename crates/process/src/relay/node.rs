@@ -1,0 +1,478 @@
+//! The agent's end: the node's pipes and terminals of tasks, and the links to their deputies.
+//!
+//! It lives in the agent's loop. A link that breaks is dialled again, and its streams go on where
+//! they were; the programs notice nothing but a pause.
+
+mod dial;
+mod stdio;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use wiglaf_link::{Poll, Ready, Token};
+use wiglaf_wire::frame::Frame;
+use wiglaf_wire::id::{DeputyId, TaskId};
+use wiglaf_wire::launch::{StdioKind, WindowSize};
+use wiglaf_wire::stream::{Relay, Stream};
+
+use super::buffers::Buffers;
+use super::streams::Streams;
+use dial::{Link, State};
+pub use stdio::ChildStdio;
+
+/// How long a link is kept after its last task: the next command of the same user finds it.
+pub const LINK_LINGER: Duration = Duration::from_secs(30);
+/// A link that can't be had again for so long is given up, and its tasks with it.
+pub const RELINK_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where terminals are made, unless told otherwise.
+const TERMINALS: &str = "/dev/pts";
+/// Bytes of a terminal's output that nobody wants, read at once.
+const DISCARD_BYTES: usize = 4096;
+
+/// Why a task's streams can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// Out of descriptors or memory, most likely.
+    #[error("can't make the pipes of task {task}: {errno}")]
+    Pipe {
+        /// The task.
+        task: TaskId,
+        /// The operating system's word.
+        errno: Errno,
+    },
+    /// No terminal to be had.
+    #[error("can't make a terminal for task {task} in {}: {errno}", path.display())]
+    Terminal {
+        /// The task.
+        task: TaskId,
+        /// The file system of terminals.
+        path: PathBuf,
+        /// The operating system's word.
+        errno: Errno,
+    },
+    /// It is open already.
+    #[error("the streams of task {0} are open already")]
+    Twice(TaskId),
+}
+
+/// What the agent has to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RelayEvent {
+    /// The main process has ended, and all that was written is on the head (P2).
+    Drained(TaskId),
+    /// The task can't be served: its deputy refuses it, or can't be reached.
+    Lost(TaskId, String),
+}
+
+/// The agent's end of all relays.
+#[derive(Debug)]
+pub struct NodeRelay {
+    tokens: Tokens,
+    tasks: HashMap<TaskId, Task>,
+    links: HashMap<DeputyId, Link>,
+    identity: Option<(SocketAddr, Arc<rustls::ClientConfig>)>,
+    terminals: PathBuf,
+    buffers: Buffers,
+}
+
+/// Whose descriptor a token is.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Link(DeputyId),
+    Stream(TaskId, Stream),
+    Discard(TaskId),
+}
+
+#[derive(Debug)]
+struct Tokens {
+    first: u64,
+    next: u64,
+    targets: HashMap<u64, Target>,
+}
+
+impl Tokens {
+    fn give(&mut self, target: Target) -> Token {
+        let token = self.next;
+        self.next += 1;
+        self.targets.insert(token, target);
+        Token(token)
+    }
+
+    fn forget(&mut self, token: Token) {
+        self.targets.remove(&token.0);
+    }
+}
+
+#[derive(Debug)]
+struct Task {
+    deputy: DeputyId,
+    streams: Streams,
+    /// The terminal's other side, to set its size.
+    terminal: Option<OwnedFd>,
+    /// The stream that its output goes by.
+    terminal_output: Option<Stream>,
+    /// A terminal whose output nobody wants is read all the same, or its programs would block.
+    discard: Option<(OwnedFd, Token)>,
+    main_ended: bool,
+    /// [`RelayEvent::Drained`] or [`RelayEvent::Lost`] is told.
+    settled: bool,
+}
+
+impl NodeRelay {
+    /// None yet; epoll tokens from `first_token` on are its own.
+    pub fn new(first_token: u64) -> NodeRelay {
+        NodeRelay {
+            tokens: Tokens { first: first_token, next: first_token, targets: HashMap::new() },
+            tasks: HashMap::new(),
+            links: HashMap::new(),
+            identity: None,
+            terminals: TERMINALS.into(),
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Whether [`NodeRelay::handle`] wants this token's readiness.
+    pub fn owns(&self, token: Token) -> bool {
+        token.0 >= self.tokens.first
+    }
+
+    /// Where deputies are dialled, and as whom.
+    pub fn set_identity(&mut self, head: SocketAddr, config: Arc<rustls::ClientConfig>) {
+        self.identity = Some((head, config));
+    }
+
+    /// Where the tasks' `devpts` is mounted, as the agent sees it.
+    pub fn set_terminals(&mut self, path: PathBuf) {
+        self.terminals = path;
+    }
+
+    /// Makes a task's streams. Data flows when the link to the deputy is up; the pipes hold it
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`RelayError`]: nothing is left behind.
+    pub fn open(
+        &mut self,
+        poll: &Poll,
+        task: TaskId,
+        deputy: DeputyId,
+        stdio: [StdioKind; 3],
+        window: WindowSize,
+    ) -> Result<ChildStdio, RelayError> {
+        if self.tasks.contains_key(&task) {
+            return Err(RelayError::Twice(task));
+        }
+        let (child, ends) = stdio::make(task, stdio, window, &self.terminals)?;
+        let entry = ends.into_task(poll, task, deputy, &mut self.tokens);
+        let wants_link = stdio.iter().any(|&kind| kind != StdioKind::Null);
+        self.tasks.insert(task, entry);
+        if wants_link {
+            let link = self.links.entry(deputy).or_default();
+            link.tasks.insert(task);
+            link.idle_since = None;
+            match &mut link.state {
+                State::Up(carrier) => {
+                    attach(self.tasks.get_mut(&task), carrier);
+                    self.settle(poll, deputy);
+                }
+                State::Connecting(_) => {}
+                State::Down => self.dial(poll, deputy),
+            }
+        }
+        Ok(child)
+    }
+
+    /// Something of ours is ready.
+    pub fn handle(&mut self, poll: &Poll, ready: Ready, events: &mut Vec<RelayEvent>) {
+        match self.tokens.targets.get(&ready.token.0).copied() {
+            Some(Target::Link(deputy)) => self.link_ready(poll, deputy, ready, events),
+            Some(Target::Stream(task, stream)) => self.stream_ready(poll, task, stream, events),
+            Some(Target::Discard(task)) => self.discard(poll, task),
+            // Closed by what was handled before in the same round.
+            None => {}
+        }
+    }
+
+    /// When [`NodeRelay::tick`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.links.values().filter_map(|link| link.deadline(self.identity.is_some())).min()
+    }
+
+    /// Does what is due: dials again, gives up, lets idle links go.
+    pub fn tick(&mut self, poll: &Poll, events: &mut Vec<RelayEvent>) {
+        let now = Instant::now();
+        let can_dial = self.identity.is_some();
+        let due = |link: &Link| link.deadline(can_dial).is_some_and(|at| at <= now);
+        let links: Vec<_> =
+            self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
+        for deputy in links {
+            self.link_due(poll, deputy, now, events);
+        }
+    }
+
+    /// The main process has ended. Nobody reads its standard input any more; when all outputs are
+    /// at their end and passed on, [`RelayEvent::Drained`] follows, perhaps at once.
+    pub fn main_ended(&mut self, poll: &Poll, task: TaskId, events: &mut Vec<RelayEvent>) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        entry.main_ended = true;
+        let deputy = entry.deputy;
+        let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
+        entry.streams.break_sink(poll, Stream::Input, carrier);
+        self.settle(poll, deputy);
+        self.check_drained(task, events);
+    }
+
+    /// Takes what the outputs hold now for their end: what the task left running may go on, and
+    /// keep them open, but is not relayed any more.
+    pub fn cut_outputs(&mut self, poll: &Poll, task: TaskId, events: &mut Vec<RelayEvent>) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let deputy = entry.deputy;
+        let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
+        entry.streams.cut_sources(poll, carrier, &mut self.buffers);
+        self.settle(poll, deputy);
+        self.check_drained(task, events);
+    }
+
+    /// Forgets a task and closes its descriptors.
+    pub fn close(&mut self, poll: &Poll, task: TaskId) {
+        let Some(mut entry) = self.tasks.remove(&task) else { return };
+        self.forget_descriptors(poll, &mut entry);
+        if let Some(link) = self.links.get_mut(&entry.deputy) {
+            link.tasks.remove(&task);
+            if link.tasks.is_empty() {
+                link.idle_since = Some(Instant::now());
+            }
+        }
+        if self.tasks.is_empty() {
+            self.buffers.clear();
+        }
+    }
+
+    /// The tasks whose streams are open.
+    pub fn tasks(&self) -> impl Iterator<Item = TaskId> {
+        self.tasks.keys().copied()
+    }
+
+    fn forget_descriptors(&mut self, poll: &Poll, entry: &mut Task) {
+        entry.streams.tokens().for_each(|token| self.tokens.forget(token));
+        entry.streams.close(poll);
+        entry.terminal = None;
+        if let Some((fd, token)) = entry.discard.take() {
+            let _ = poll.remove(fd);
+            self.tokens.forget(token);
+        }
+    }
+
+    fn stream_ready(
+        &mut self,
+        poll: &Poll,
+        task: TaskId,
+        stream: Stream,
+        events: &mut Vec<RelayEvent>,
+    ) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let deputy = entry.deputy;
+        let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
+        entry.streams.ready(poll, stream, carrier, &mut self.buffers);
+        self.settle(poll, deputy);
+        self.check_drained(task, events);
+    }
+
+    fn discard(&mut self, poll: &Poll, task: TaskId) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some((fd, token)) = &entry.discard else { return };
+        match rustix::io::read(fd, &mut [0; DISCARD_BYTES]) {
+            Ok(read) if read > 0 => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Ok(_) | Err(_) => {
+                let _ = poll.remove(fd);
+                self.tokens.forget(*token);
+                entry.discard = None;
+            }
+        }
+    }
+
+    fn link_ready(
+        &mut self,
+        poll: &Poll,
+        deputy: DeputyId,
+        ready: Ready,
+        events: &mut Vec<RelayEvent>,
+    ) {
+        let Some(link) = self.links.get_mut(&deputy) else { return };
+        match &mut link.state {
+            State::Down => return,
+            State::Connecting(_) => return self.connected(poll, deputy),
+            State::Up(carrier) => {
+                carrier.settle(poll);
+                if ready.readable {
+                    carrier.receive();
+                }
+            }
+        }
+        let touched = self.take_frames(poll, deputy, events);
+        self.unstall(poll, deputy);
+        self.settle(poll, deputy);
+        for task in touched {
+            self.check_drained(task, events);
+        }
+    }
+
+    /// Handles all frames that have arrived; returns the tasks that may be drained now.
+    fn take_frames(
+        &mut self,
+        poll: &Poll,
+        deputy: DeputyId,
+        events: &mut Vec<RelayEvent>,
+    ) -> Vec<TaskId> {
+        let mut touched = Vec::new();
+        let mut reports: Vec<(TaskId, Stream)> = Vec::new();
+        let mut heard = false;
+        let Some(link) = self.links.get_mut(&deputy) else { return touched };
+        let State::Up(carrier) = &mut link.state else { return touched };
+        loop {
+            let message = match carrier.next_frame() {
+                Ok(Some(Frame::Message(message))) => message,
+                Ok(Some(Frame::Data(header, bytes))) => {
+                    let entry = self.tasks.get_mut(&header.task);
+                    let Some(entry) = entry.filter(|entry| entry.deputy == deputy) else {
+                        continue;
+                    };
+                    if let Err(error) = entry.streams.data(poll, header, bytes) {
+                        carrier.fail(error);
+                        break;
+                    }
+                    let at = (header.task, header.stream);
+                    if reports.last() != Some(&at) {
+                        reports.push(at);
+                    }
+                    continue;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    carrier.fail(error);
+                    break;
+                }
+            };
+            heard = true;
+            let Some(task) = task_of(&message) else { continue };
+            let entry = self.tasks.get_mut(&task).filter(|entry| entry.deputy == deputy);
+            let Some(entry) = entry else { continue };
+            let result = match message {
+                Relay::Passed { stream, offset, .. } => {
+                    entry.streams.passed(poll, (stream, offset), carrier, &mut self.buffers)
+                }
+                Relay::End { stream, offset, .. } => {
+                    entry.streams.ended(poll, (stream, offset), carrier)
+                }
+                Relay::Broken { stream, .. } => {
+                    entry.broken(poll, stream);
+                    Ok(())
+                }
+                Relay::Resize { window, .. } => {
+                    if let Some(terminal) = &entry.terminal {
+                        // The size of a terminal whose programs are gone does not matter.
+                        let _ = stdio::set_size(terminal, window);
+                    }
+                    Ok(())
+                }
+                Relay::Refused { .. } => {
+                    link.tasks.remove(&task);
+                    let reason = "its deputy does not know it on this node";
+                    entry.lose(poll, reason, events);
+                    Ok(())
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = result {
+                carrier.fail(error);
+            }
+            touched.push(task);
+        }
+        for (task, stream) in reports {
+            if let Some(entry) = self.tasks.get_mut(&task) {
+                entry.streams.report(stream, carrier);
+            }
+        }
+        if heard {
+            link.heard();
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        touched
+    }
+
+    /// Gives streams that waited for room on the link their turn.
+    fn unstall(&mut self, poll: &Poll, deputy: DeputyId) {
+        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else { return };
+        while !carrier.is_congested()
+            && let Some((task, stream)) = carrier.stalled.pop_front()
+        {
+            if let Some(entry) = self.tasks.get_mut(&task) {
+                entry.streams.unstall(poll, stream, carrier, &mut self.buffers);
+            }
+        }
+    }
+
+    /// Sends what is queued, and looks whether the link still stands.
+    fn settle(&mut self, poll: &Poll, deputy: DeputyId) {
+        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else { return };
+        carrier.settle(poll);
+        if let Some(error) = carrier.failure() {
+            let reason = error.to_string();
+            self.link_broken(poll, deputy, reason);
+        }
+    }
+
+    fn check_drained(&mut self, task: TaskId, events: &mut Vec<RelayEvent>) {
+        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        if entry.main_ended && !entry.settled && entry.streams.sources_are_done() {
+            entry.settled = true;
+            events.push(RelayEvent::Drained(task));
+        }
+    }
+}
+
+impl Task {
+    /// The deputy takes no more of an output: the program gets its SIGPIPE, or hang-up.
+    fn broken(&mut self, poll: &Poll, stream: Stream) {
+        self.streams.broken(poll, stream);
+        if self.terminal_output == Some(stream) {
+            self.streams.break_sink(poll, Stream::Input, None);
+            self.terminal = None;
+        }
+    }
+
+    fn lose(&mut self, poll: &Poll, reason: &str, events: &mut Vec<RelayEvent>) {
+        self.streams.close(poll);
+        if !self.settled {
+            self.settled = true;
+            events.push(RelayEvent::Lost(self.streams.task, reason.to_owned()));
+        }
+    }
+}
+
+fn attach(entry: Option<&mut Task>, carrier: &mut super::carrier::Carrier) {
+    if let Some(entry) = entry {
+        carrier.say(&Relay::Attach { task: entry.streams.task });
+        entry.streams.link(carrier);
+    }
+}
+
+fn task_of(message: &Relay) -> Option<TaskId> {
+    match message {
+        Relay::Attach { task }
+        | Relay::Refused { task }
+        | Relay::End { task, .. }
+        | Relay::Passed { task, .. }
+        | Relay::Broken { task, .. }
+        | Relay::Resize { task, .. } => Some(*task),
+        Relay::View(_) | Relay::Ask(_) => None,
+    }
+}
