@@ -45,7 +45,7 @@ pub(crate) fn ensure_head(layout: &Layout) -> Result<Head, CommandError> {
     if let Ok(head) = Head::connect_to(layout) {
         return Ok(head);
     }
-    let mut child = spawn(layout, "head", &[])?;
+    let mut child = spawn(layout, "head", &["--background"])?;
     let deadline = Instant::now() + START_WAIT;
     loop {
         if let Ok(head) = Head::connect_to(layout) {

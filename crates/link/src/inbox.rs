@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use wiglaf_wire::frame::{self, DataHeader, Frame, FrameError};
 
 /// Room made for one read.
-pub(crate) const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 128 << 10;
 /// A buffer that grew beyond this is given back when it is empty and was hardly used since it was
 /// empty before, so that an idle daemon is thin and a busy one does not allocate.
 const KEEP_BYTES: usize = 64 << 10;

@@ -18,7 +18,7 @@ use rustix::mount::MountFlags;
 use wiglaf_wire::stream::{MAX_VIEW_READ_BYTES, ViewAttributes};
 
 use crate::mount::ViewError;
-use crate::routes::{Entries, Found, Routes};
+use crate::routes::{Entries, Found, Good, Routes};
 
 /// How long the kernel believes a name or attributes.
 const TTL: Duration = Duration::from_secs(1);
@@ -118,7 +118,11 @@ impl Filesystem for Adapter {
         let name = name.as_bytes().to_vec();
         let then = move |found: Result<Found, Errno>| match found {
             Ok(found) => {
-                let ttl = if found.own { OWN_TTL } else { TTL };
+                let ttl = match found.good {
+                    Good::Briefly => TTL,
+                    Good::Forever => OWN_TTL,
+                    Good::Once => Duration::ZERO,
+                };
                 reply.entry(&ttl, &attributes(&found), Generation(0));
             }
             // Number 0 lets the kernel remember that there is no such name.

@@ -64,8 +64,18 @@ pub(crate) struct Found {
     /// The kernel's number.
     pub(crate) node: u64,
     pub(crate) attributes: ViewAttributes,
-    /// Of the node itself, and for ever.
-    pub(crate) own: bool,
+    pub(crate) good: Good,
+}
+
+/// How long the kernel may believe something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Good {
+    /// As long as without callbacks is bearable.
+    Briefly,
+    /// It is the node's own.
+    Forever,
+    /// The next who wants to know asks again.
+    Once,
 }
 
 /// Entries of a directory, from `skip` on.
@@ -106,11 +116,36 @@ impl Routes {
         {
             return then(Ok(self.plain_directory(node.0)));
         }
+        let then = if uid == 0 {
+            self.or_as_told(parent, name.clone(), then)
+        } else {
+            then
+        };
         let routes = Arc::clone(self);
         self.number(uid, parent, move |number| match number {
             Err(errno) => then(Err(errno)),
             Ok(number) => routes.lookup_in(uid, (parent, number), name, then),
         });
+    }
+
+    /// Root on a node mostly has no deputy. If it were refused a name that the kernel knows, the
+    /// kernel would drop that name with all that is cached below it, for everybody.
+    fn or_as_told(self: &Arc<Self>, parent: u64, name: Vec<u8>, then: Then<Found>) -> Then<Found> {
+        let routes = Arc::clone(self);
+        Box::new(move |found| {
+            let told = match &found {
+                Err(Errno::ACCESS) => locked(&routes.table).enter_as_told(parent, &name),
+                _ => None,
+            };
+            then(match told {
+                Some((node, attributes)) => Ok(Found {
+                    node,
+                    attributes,
+                    good: Good::Once,
+                }),
+                None => found,
+            });
+        })
     }
 
     fn lookup_in(
@@ -132,7 +167,7 @@ impl Routes {
                     Ok(node) => Ok(Found {
                         node,
                         attributes,
-                        own: false,
+                        good: Good::Briefly,
                     }),
                     Err(errno) => {
                         routes.give_back(&[back(uid, &attributes)]);
@@ -165,7 +200,7 @@ impl Routes {
                 Ok(attributes) => Ok(Found {
                     node,
                     attributes,
-                    own: false,
+                    good: Good::Briefly,
                 }),
             });
         });
@@ -313,7 +348,11 @@ impl Routes {
     fn plain_directory(&self, node: u64) -> Found {
         Found {
             node,
-            own: node >= OWN_FIRST,
+            good: if node >= OWN_FIRST {
+                Good::Forever
+            } else {
+                Good::Briefly
+            },
             attributes: ViewAttributes {
                 node,
                 ino: node,

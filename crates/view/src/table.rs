@@ -33,8 +33,8 @@ pub(crate) struct Table {
 struct Node {
     parent: u64,
     name: Vec<u8>,
-    ino: u64,
-    format: u32,
+    /// What the kernel was last told of it.
+    told: Option<ViewAttributes>,
     /// How often the kernel was told of it and has not forgotten it.
     lookups: u64,
     /// Nodes whose way to the root leads through this one.
@@ -113,8 +113,22 @@ impl Table {
         self.give(uid, node, found.node);
         if let Some(node) = self.nodes.get_mut(&node) {
             node.lookups += 1;
+            node.told = Some(found.clone());
         }
         Ok(node)
+    }
+
+    /// What the kernel was last told of a name that it knows; it is about to be told again.
+    pub(crate) fn enter_as_told(
+        &mut self,
+        parent: u64,
+        name: &[u8],
+    ) -> Option<(u64, ViewAttributes)> {
+        let number = *self.names.get(&(parent, name.to_vec()))?;
+        let node = self.nodes.get_mut(&number)?;
+        let told = node.told.clone()?;
+        node.lookups += 1;
+        Some((number, told))
     }
 
     /// The deputy of `uid` was asked again for a file that the kernel knows, and found this.
@@ -202,8 +216,7 @@ impl Table {
         let node = Node {
             parent,
             name: name.to_vec(),
-            ino: found.ino,
-            format: found.mode & FORMAT,
+            told: Some(found.clone()),
             ..Node::default()
         };
         self.nodes.insert(number, node);
@@ -247,8 +260,8 @@ impl Table {
             parent.children += 1;
         }
         if let Some(old) = self.nodes.get_mut(&old_parent) {
-            // It has no lookups only if the kernel is about to look it up or has forgotten it;
-            // then it goes with the next forget of a child or of itself.
+            // It is not pruned here: the kernel, which knew the file by its old name, holds the
+            // directory of that name.
             old.children -= 1;
         }
     }
@@ -312,7 +325,10 @@ impl Table {
 
 impl Node {
     fn is(&self, found: &ViewAttributes) -> bool {
-        self.ino == found.ino && self.format == found.mode & FORMAT
+        let same = |told: &ViewAttributes| {
+            told.ino == found.ino && told.mode & FORMAT == found.mode & FORMAT
+        };
+        self.told.as_ref().is_some_and(same)
     }
 }
 

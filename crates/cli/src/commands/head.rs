@@ -8,9 +8,16 @@ use crate::CommandResult;
 
 /// Run the head daemon in the foreground, for a service manager
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// In a session of its own, away from the terminal of whoever started it
+    #[arg(long, hide = true)]
+    background: bool,
+}
 
-pub(crate) fn run(_args: &Args) -> CommandResult {
+pub(crate) fn run(args: &Args) -> CommandResult {
+    if args.background {
+        rustix::process::setsid()?;
+    }
     let layout = Layout::own()?;
     layout.make()?;
     let config = Config::load(&layout.config_file())?;

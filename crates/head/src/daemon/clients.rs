@@ -99,6 +99,7 @@ impl Daemon {
             Request::Listener => {
                 let listener = client.channel.descriptors().take()?;
                 if caller.credential.uid == self.reactor.policy().own_uid {
+                    rustix::io::ioctl_fionbio(&listener, true)?;
                     let _ = self.poll.add(&listener, CONNECTIONS, Interest::Read);
                     self.connections = Some(listener);
                     if let Some(client) = self.clients.get_mut(&number) {

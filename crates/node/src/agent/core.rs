@@ -3,20 +3,21 @@
 //! Pure: events in, effects out. The loop of [`super::run`] owns sockets, clock and processes;
 //! the simulator drives this same core with lost messages and crashes.
 
-use std::collections::{BTreeMap, VecDeque};
+mod events;
+mod lease;
+
+pub use events::{Effect, Event};
+use lease::Lease;
+
+use std::collections::BTreeMap;
 
 use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::agent::{FromAgent, Machine, SignalScope, TaskReport, ToAgent};
-use wiglaf_wire::id::{DeputyId, Incarnation, NodeId, Pid, TaskId};
-use wiglaf_wire::launch::{Credential, LaunchSpec};
+use wiglaf_wire::id::{Incarnation, Pid, TaskId};
 use wiglaf_wire::status::{Status, Usage};
 
-/// A renewal is sent this many times in a lease, so that some may be lost.
-const RENEWALS_PER_LEASE: u64 = 4;
 /// A head that has said nothing for this part of a lease is dialled anew.
 const SILENT_LEASE_PARTS: u64 = 2;
-/// Renewals whose answers are waited for; an older one is not worth remembering.
-const MAX_OPEN_RENEWALS: usize = 16;
 /// How long a connection may take from the dial to the welcome.
 const WELCOME_WAIT_MS: u64 = 10_000;
 /// Wait before the first new dial; it doubles with each one that fails.
@@ -31,171 +32,6 @@ const LEAVE_WAIT_MS: u64 = 3_000;
 const MAX_HELD_SIGNALS: usize = 64;
 /// Largest signal number.
 const LAST_SIGNAL: u8 = 64;
-
-/// What happens to an agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The dialled connection takes messages.
-    Connected,
-    /// The connection, or the attempt at one, is over.
-    Disconnected,
-    /// From the head.
-    Message(ToAgent),
-    /// The main process runs.
-    Spawned {
-        /// The task.
-        task: TaskId,
-    },
-    /// There is no main process.
-    SpawnFailed {
-        /// The task.
-        task: TaskId,
-        /// What the user is told.
-        status: Status,
-    },
-    /// A signal stopped the main process.
-    MainStopped {
-        /// The task.
-        task: TaskId,
-        /// The signal's number.
-        signal: u8,
-    },
-    /// The main process goes on after a stop.
-    MainContinued {
-        /// The task.
-        task: TaskId,
-    },
-    /// The main process has ended and is reaped.
-    MainExited {
-        /// The task.
-        task: TaskId,
-        /// How.
-        status: Status,
-        /// What it used.
-        usage: Usage,
-    },
-    /// No process of the task is left.
-    TaskGone {
-        /// The task.
-        task: TaskId,
-        /// How many had to be killed.
-        leftovers: u32,
-    },
-    /// All that the task wrote is on the head.
-    Drained {
-        /// The task.
-        task: TaskId,
-    },
-    /// The task's streams are lost for good.
-    RelayLost {
-        /// The task.
-        task: TaskId,
-        /// Why.
-        reason: String,
-    },
-    /// Somebody on the node asks the agent to leave.
-    LeaveAsked,
-    /// Time has passed.
-    Tick,
-}
-
-/// What the agent is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Connect to the head; answered by [`Event::Connected`] or [`Event::Disconnected`].
-    Dial,
-    /// Close the connection; not answered.
-    HangUp,
-    /// Send a message.
-    Send(FromAgent),
-    /// Send a [`FromAgent::Renew`], with the machine's load measured now.
-    Renew {
-        /// Its sequence number.
-        sequence: u64,
-    },
-    /// The head has let us in.
-    Welcomed {
-        /// Our number.
-        node: NodeId,
-        /// Our name.
-        name: String,
-        /// First PID that descendants may have.
-        first_pid: Pid,
-        /// One more than the last.
-        end_pid: Pid,
-    },
-    /// Start a task; answered by [`Event::Spawned`] or [`Event::SpawnFailed`].
-    Spawn {
-        /// The task.
-        task: TaskId,
-        /// Its PID.
-        pid: Pid,
-        /// As whom.
-        credential: Credential,
-        /// Who relays its streams.
-        deputy: DeputyId,
-        /// What.
-        spec: Box<LaunchSpec>,
-    },
-    /// Signal a task whose main process runs.
-    Signal {
-        /// The task.
-        task: TaskId,
-        /// Its main process.
-        pid: Pid,
-        /// The signal's number.
-        signal: u8,
-        /// To whom.
-        scope: SignalScope,
-    },
-    /// Kill a task whose main process runs; its end is reported as always.
-    KillTree {
-        /// The task.
-        task: TaskId,
-        /// Its main process.
-        pid: Pid,
-    },
-    /// Kill every process on the node but the agent.
-    KillEverything,
-    /// End what the main process has left; answered by [`Event::TaskGone`].
-    CollectLeftovers {
-        /// The task.
-        task: TaskId,
-    },
-    /// Tell when the output is on the head; answered by [`Event::Drained`].
-    WaitDrained {
-        /// The task.
-        task: TaskId,
-        /// Leftovers live on and may hold the streams open: only what is written by now counts.
-        leave: bool,
-    },
-    /// Forget the task's streams.
-    CloseTask {
-        /// The task.
-        task: TaskId,
-    },
-    /// Answer [`ToAgent::ListProcesses`].
-    ListProcesses {
-        /// The request's.
-        request: u64,
-    },
-    /// Answer [`ToAgent::SignalProcess`].
-    SignalProcess {
-        /// The request's.
-        request: u64,
-        /// Which process.
-        pid: Pid,
-        /// The signal's number.
-        signal: u8,
-        /// Whose it must be, if not anybody's.
-        uid: Option<u32>,
-    },
-    /// End the agent.
-    Exit {
-        /// Why, when it is not as it was asked to.
-        reason: Option<String>,
-    },
-}
 
 /// The agent's state.
 #[derive(Debug)]
@@ -219,16 +55,6 @@ enum Link {
     /// The hello is sent.
     Greeting { since: u64 },
     Welcomed { heard: u64, renew_at: u64 },
-}
-
-/// The right to let tasks live. It runs from when the renewal that was answered was *sent*.
-#[derive(Debug, Default)]
-struct Lease {
-    length_ms: u64,
-    until: Option<u64>,
-    over: bool,
-    open: VecDeque<(u64, u64)>,
-    next_sequence: u64,
 }
 
 #[derive(Debug)]
@@ -356,7 +182,7 @@ impl Core {
         if matches!(self.link, Link::Down { .. }) {
             return;
         }
-        self.lease.open.clear();
+        self.lease.forget_open();
         // A thousand agents whose head comes back don't all dial in the same millisecond.
         let spread = self.incarnation.0.rotate_right(self.dials * 8) & 0xff;
         self.dials = self.dials.wrapping_add(1) % 8;
@@ -686,35 +512,6 @@ impl Core {
         task.phase = Phase::Ended(end.clone());
         let End { status, usage, leftovers } = end;
         self.send(FromAgent::Ended { task: id, status, usage, leftovers }, effects);
-    }
-}
-
-impl Lease {
-    fn renewal_ms(&self) -> u64 {
-        (self.length_ms / RENEWALS_PER_LEASE).max(1)
-    }
-
-    fn renew(&mut self, now_ms: u64) -> u64 {
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        if self.open.len() == MAX_OPEN_RENEWALS {
-            self.open.pop_front();
-        }
-        self.open.push_back((sequence, now_ms));
-        sequence
-    }
-
-    fn renewed(&mut self, now_ms: u64, sequence: u64) {
-        let Some(at) = self.open.iter().position(|(open, _)| *open == sequence) else { return };
-        let sent = self.open[at].1;
-        self.open.drain(..=at);
-        self.extend(now_ms, sent);
-    }
-
-    fn extend(&mut self, now_ms: u64, sent: u64) {
-        let until = sent + self.length_ms;
-        self.until = Some(self.until.map_or(until, |old| old.max(until)));
-        self.over = self.until <= Some(now_ms);
     }
 }
 

@@ -1,6 +1,7 @@
 //! The main processes of tasks: their children's changes become events, their leftovers end.
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 
 use rustix::io::Errno;
 use wiglaf_linux::process::{ChildChange, ChildState, ExitStatus, kill, wait_any_child};
@@ -154,10 +155,16 @@ impl Mains {
     pub(super) fn collect(&mut self, events: &mut Vec<Event>) {
         // Most tasks leave nothing, and then this one look is all that their end costs.
         let mut alive: HashMap<UtsTag, Vec<i32>> = HashMap::new();
+        // An orphan without a tag is about to end, nobody knows whose it was. It is reaped soon.
+        let mut ending = false;
         if processes::has_orphans().unwrap_or(true) {
             for pid in processes::pids() {
-                if let Some(tag) = UtsTag::of(pid) {
-                    alive.entry(tag).or_default().push(pid);
+                match UtsTag::of(pid) {
+                    Ok(tag) => alive.entry(tag).or_default().push(pid),
+                    Err(error) => {
+                        let ends = error.kind() == ErrorKind::NotFound;
+                        ending |= ends && processes::is_own_child(pid);
+                    }
                 }
             }
         }
@@ -172,7 +179,7 @@ impl Mains {
                 // It may have ended by itself meanwhile.
                 let _ = kill(pid, SIGKILL);
             }
-            if left.is_empty() {
+            if left.is_empty() && !ending {
                 *collecting = false;
                 let leftovers = u32::try_from(killed.len()).unwrap_or(u32::MAX);
                 events.push(Event::TaskGone { task, leftovers });
@@ -214,7 +221,10 @@ impl Mains {
         let targets: Vec<i32> = match scope {
             SignalScope::Process => vec![pid],
             // The main process leads its session, so its group has its number for ever.
-            SignalScope::Group if !is_soft_stop => return drop(kill(-pid, signal)),
+            SignalScope::Group if !is_soft_stop => {
+                let _ = kill(-pid, signal);
+                return;
+            }
             SignalScope::Group => processes::tagged(tag)
                 .filter(|&member| processes::group(member) == Some(pid))
                 .collect(),

@@ -32,12 +32,17 @@ pub(super) fn pids() -> Vec<i32> {
 
 /// The processes that carry a task's tag.
 pub(super) fn tagged(tag: UtsTag) -> impl Iterator<Item = i32> {
-    pids().into_iter().filter(move |&pid| UtsTag::of(pid) == Some(tag))
+    pids().into_iter().filter(move |&pid| UtsTag::of(pid).is_ok_and(|of| of == tag))
 }
 
 /// A process's group.
 pub(super) fn group(pid: i32) -> Option<i32> {
     Some(read_stat(pid)?.group)
+}
+
+/// Whether the process is a child of the agent: a main process or an orphan.
+pub(super) fn is_own_child(pid: i32) -> bool {
+    read_stat(pid).is_some_and(|stat| stat.parent == INIT)
 }
 
 /// All processes of tasks.
@@ -66,7 +71,7 @@ pub(super) fn list(mains: &Mains) -> Vec<Process> {
 }
 
 fn task_of(pid: i32, mains: &Mains, parent: impl Fn(i32) -> Option<i32>) -> Option<TaskId> {
-    if let Some(task) = UtsTag::of(pid).and_then(|tag| mains.by_tag(tag)) {
+    if let Some(task) = UtsTag::of(pid).ok().and_then(|tag| mains.by_tag(tag)) {
         return Some(task);
     }
     // One that has ended or, as root may, left its namespace.

@@ -49,9 +49,13 @@ pub(super) struct Answer {
 pub(super) struct UtsTag(u64);
 
 impl UtsTag {
-    /// Of a process; `None` when it is gone or has not been reaped.
-    pub(super) fn of(pid: i32) -> Option<UtsTag> {
-        UtsTag::read(&format!("/proc/{pid}/ns/uts")).ok()
+    /// Of a process. `NotFound` when it is ending: it leaves its namespaces after its files and
+    /// before its end.
+    pub(super) fn of(pid: i32) -> io::Result<UtsTag> {
+        UtsTag::read(&format!("/proc/{pid}/ns/uts")).map_err(|error| {
+            let ended = error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+            if ended { io::ErrorKind::NotFound.into() } else { error }
+        })
     }
 
     fn read(path: &str) -> io::Result<UtsTag> {

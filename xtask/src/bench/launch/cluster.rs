@@ -56,10 +56,6 @@ impl<'a> Cluster<'a> {
         if count == 1 { "n1".to_owned() } else { format!("n[1-{count}]") }
     }
 
-    pub(super) fn version(&self) -> Result<String> {
-        Ok(run::output(Command::new(&self.binary).arg("--version"))?.trim().to_owned())
-    }
-
     /// The rack and its forks, the agents.
     fn move_nodes(&self) -> Result<()> {
         let path = self.dir.join("run/rack.pid");

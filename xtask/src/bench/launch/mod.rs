@@ -156,7 +156,7 @@ fn measure(
     report: &mut Report,
 ) -> Result<Vec<String>> {
     let peers = Peers::start(stage)?;
-    report.machine(&peers.versions()?);
+    report.machine(&peers.versions()?, stage.groups.describe());
     let cluster = match binary {
         Some(binary) => Some(Cluster::start(stage, binary, NODES)?),
         None => None,

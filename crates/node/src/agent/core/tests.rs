@@ -1,9 +1,10 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use proptest::prelude::*;
-use wiglaf_wire::id::JobId;
-use wiglaf_wire::launch::{StdioKind, WindowSize};
+use wiglaf_wire::id::{DeputyId, JobId, NodeId};
+use wiglaf_wire::launch::{Credential, LaunchSpec, StdioKind, WindowSize};
 
+use super::lease::RENEWALS_PER_LEASE;
 use super::*;
 
 const LEASE_MS: u64 = 60_000;
@@ -441,8 +442,9 @@ impl Model {
         let message = |message| self.linked.then_some(Event::Message(message));
         match *step {
             Step::Connect => {
-                self.linked = std::mem::take(&mut self.dialled);
-                self.linked.then_some(Event::Connected)
+                let connects = std::mem::take(&mut self.dialled);
+                self.linked |= connects;
+                connects.then_some(Event::Connected)
             }
             Step::Disconnect => {
                 let was_up = self.linked || self.dialled;
