@@ -4,10 +4,35 @@ use serde::de::DeserializeOwned;
 use wiglaf_wire::frame::{self, DataHeader, Frame, FrameError};
 
 /// Room made for one read.
-pub(crate) const READ_BYTES: usize = 128 << 10;
-/// A buffer that grew beyond this is given back when it is empty and was hardly used since it was
-/// empty before, so that an idle daemon is thin and a busy one does not allocate.
-const KEEP_BYTES: usize = 64 << 10;
+pub(crate) const READ_BYTES: usize = 256 << 10;
+/// A buffer that grew beyond this is given back when it is hardly used.
+const KEEP_BYTES: usize = 32 << 10;
+/// Uses in a row of less than an eighth of a buffer, after which it is given back. Bulk data and
+/// small messages take turns on a busy link, which shall not allocate for that.
+const SMALL_USES: u8 = 8;
+
+/// Whether a buffer is worth its memory: an idle daemon is thin.
+#[derive(Debug, Default)]
+pub(crate) struct Wear {
+    small_uses: u8,
+}
+
+impl Wear {
+    /// To be asked each time that a buffer of `size` bytes, of which at most `used` were used, is
+    /// empty again.
+    pub(crate) fn is_too_large(&mut self, size: usize, used: usize) -> bool {
+        if size <= KEEP_BYTES || used >= size / 8 {
+            self.small_uses = 0;
+            return false;
+        }
+        self.small_uses += 1;
+        if self.small_uses < SMALL_USES {
+            return false;
+        }
+        self.small_uses = 0;
+        true
+    }
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
@@ -15,6 +40,7 @@ pub(crate) struct Inbox {
     start: usize,
     /// What is still to come of a data frame: bulk data is handed out as it arrives.
     open: Option<(DataHeader, usize)>,
+    wear: Wear,
 }
 
 impl Inbox {
@@ -25,8 +51,7 @@ impl Inbox {
 
     fn make_room(&mut self) {
         if self.start == self.bytes.len() {
-            let spare = self.bytes.capacity() > KEEP_BYTES;
-            if spare && self.bytes.len() < self.bytes.capacity() / 8 && !self.bytes.is_empty() {
+            if self.start > 0 && self.wear.is_too_large(self.bytes.capacity(), self.start) {
                 self.bytes = Vec::new();
             }
             self.bytes.clear();

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use wiglaf_wire::frame::{self, DataHeader, Frame};
 
-use crate::inbox::{Inbox, READ_BYTES};
+use crate::inbox::{Inbox, READ_BYTES, Wear};
 use crate::{LinkError, MAX_QUEUED_BYTES};
 
 /// Longest ClientHello that is looked at before a connection is given up.
@@ -34,7 +34,7 @@ const RECORD_PLAIN_BYTES: usize = 16 << 10;
 const RECORD_EXTRA_BYTES: usize = 64;
 /// Bytes that are encrypted at once.
 const ENCRYPT_BYTES: usize = 128 << 10;
-/// A buffer that is larger than this is given back when it is hardly used.
+/// A list of messages that grew beyond this is not kept.
 const KEEP_BYTES: usize = 32 << 10;
 
 /// One end of a TLS conversation that receives `In` and sends `Out`.
@@ -361,6 +361,7 @@ struct Buffer {
     end: usize,
     /// Most bytes that it has held since it was empty.
     peak: usize,
+    wear: Wear,
 }
 
 impl Buffer {
@@ -393,7 +394,7 @@ impl Buffer {
     fn take(&mut self, count: usize) {
         self.start += count;
         if self.start == self.end && self.start > 0 {
-            if self.bytes.len() > KEEP_BYTES && self.peak < self.bytes.len() / 8 {
+            if self.wear.is_too_large(self.bytes.len(), self.peak) {
                 self.bytes = Vec::new();
             }
             (self.start, self.end, self.peak) = (0, 0, 0);

@@ -1,6 +1,6 @@
 //! The keeper with its ghosts, and the deputies: they outlive the head.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, NodeId, Pid, TaskId};
@@ -70,11 +70,6 @@ impl World {
         let keeper = self.keeper.life;
         let delay_ms = self.local_ms();
         self.send(Wire::HeadToKeeper, delay_ms, Event::HeadMeetsKeeper { head, keeper });
-        let deputies: Vec<_> = self.keeper.deputies.keys().copied().collect();
-        for deputy in deputies {
-            // Its old channel is read to its end as well.
-            self.send(Wire::HeadToDeputy(deputy), 0, Event::DeputyStarts { keeper, deputy });
-        }
     }
 
     pub(crate) fn keeper_greets(&mut self, head: u64, keeper: u64) {
@@ -112,7 +107,10 @@ impl World {
             .filter(|(_, deputy)| deputy.is_started)
             .map(|(id, _)| *id)
             .collect();
-        deputies.into_iter().for_each(|deputy| self.give_channel(deputy));
+        for deputy in deputies {
+            // Its old channel is read to its end first.
+            self.send(Wire::HeadToDeputy(deputy), 0, Event::DeputyStarts { keeper, deputy });
+        }
     }
 
     fn keeper_says(&mut self, message: FromKeeper) {
@@ -149,15 +147,17 @@ impl World {
         if self.keeper.life != keeper {
             return;
         }
-        if let Some(found) = self.keeper.deputies.get_mut(&deputy)
-            && !std::mem::replace(&mut found.is_started, true)
-        {
+        if let Some(found) = self.keeper.deputies.get_mut(&deputy) {
+            found.is_started = true;
             self.give_channel(deputy);
         }
     }
 
     pub(crate) fn keeper_obeys(&mut self, life: u64, message: ToKeeper) {
         if self.keeper.life != life || !self.keeper.is_running {
+            if let ToKeeper::Seize { pid, .. } = message {
+                self.control_socket_closes(pid);
+            }
             return;
         }
         self.note(|_| format!("  keeper gets {message:?}"));
@@ -168,6 +168,7 @@ impl World {
                     let reason = "it can't be seized".into();
                     return self.keeper_says(FromKeeper::SeizeFailed { task, reason });
                 }
+                self.becomes_true(task, pid, &record);
                 let ghost = Ghost { pid, record, state: State::Alive, held: Vec::new() };
                 self.keeper.ghosts.insert(task, ghost);
                 self.keeper_says(FromKeeper::Seized { task });
@@ -353,9 +354,5 @@ impl World {
             let wire = Wire::DeputyToHead(deputy);
             self.send(wire, delay_ms, Event::DeputyToHead { life, deputy, message });
         }
-    }
-
-    pub(crate) fn ghost_tasks(&self) -> BTreeSet<TaskId> {
-        self.keeper.ghosts.keys().copied().collect()
     }
 }

@@ -352,7 +352,8 @@ impl World {
     fn born(&mut self, node: NodeId, life: u64, task: TaskId) {
         let fails = self.rng.chance(SPAWN_FAILURES_PERCENT);
         let (leftovers, run_ms) = (self.rng.below(5), self.run_ms());
-        let Some(process) = self.life(node).and_then(|l| l.processes.get_mut(&task)) else {
+        let machine = self.nodes.get_mut(&node).and_then(|machine| machine.life.as_mut());
+        let Some(process) = machine.and_then(|life| life.processes.get_mut(&task)) else {
             return;
         };
         let Some(truth) = self.truths.get_mut(&task) else {

@@ -1,9 +1,10 @@
 //! What really happened to each task, and what its user was told of it.
 
-use wiglaf_head::jobs::ghost_end;
+use wiglaf_head::jobs::{TaskRecord, ghost_end};
+use wiglaf_head::node_table::Presence;
 use wiglaf_wire::id::{DeputyId, NodeId, Pid, TaskId};
 use wiglaf_wire::keeper::GhostEnd;
-use wiglaf_wire::status::Status;
+use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, Status};
 
 use crate::world::World;
 
@@ -31,6 +32,30 @@ pub(crate) struct Truth {
 }
 
 impl World {
+    /// A ghost is seized: from here on there is a promise to keep.
+    pub(crate) fn becomes_true(&mut self, task: TaskId, pid: Pid, record: &[u8]) {
+        let Some(record) = TaskRecord::from_bytes(record) else {
+            return self.violated("P4", format!("the record of {task} can't be read"));
+        };
+        self.summary.tasks += 1;
+        let node = self.head.as_ref().and_then(|head| head.reactor.nodes().get(record.node));
+        let is_down = node.is_some_and(|node| node.presence == Presence::Absent);
+        let truth = Truth {
+            node: record.node,
+            pid,
+            deputy: record.deputy,
+            leave: record.spec.leave,
+            starts: 0,
+            own_end: None,
+            interfered: record.deadline_ms.is_some(),
+            excuse: is_down.then_some("its node went down before it was seized"),
+            keeper_died: false,
+            over: false,
+            told: None,
+        };
+        self.truths.insert(task, truth);
+    }
+
     pub(crate) fn excuse(&mut self, why: &'static str, whose: impl Fn(&Truth) -> bool) {
         for truth in self.truths.values_mut().filter(|truth| truth.told.is_none() && whose(truth)) {
             truth.excuse.get_or_insert(why);
@@ -64,6 +89,11 @@ impl World {
         }
         self.called_over(task);
         let Some(truth) = self.truths.get(&task).cloned() else { return };
+        if truth.own_end.as_ref().is_some_and(|own| ghost_end(own) == end) {
+            self.summary.own_ends += 1;
+        } else if matches!(end, GhostEnd::Exit(EXIT_CLUSTER_FAILED)) {
+            self.summary.failed += 1;
+        }
         if truth.interfered {
             return;
         }

@@ -76,6 +76,7 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, Machine>,
     pub(crate) conns: BTreeMap<ConnId, Conn>,
     pub(crate) conn_count: u64,
+    pub(crate) client_count: u64,
     pub(crate) commands: Vec<Command>,
     pub(crate) command_times: Vec<u64>,
     /// The head machine's PIDs that are taken, and when their processes started.
@@ -119,6 +120,7 @@ impl World {
             nodes: BTreeMap::new(),
             conns: BTreeMap::new(),
             conn_count: 0,
+            client_count: 1,
             commands: Vec::new(),
             command_times: Vec::new(),
             pids: BTreeMap::new(),
@@ -156,7 +158,16 @@ impl World {
         }
     }
 
-    fn happen(&mut self, event: Event) {
+    pub(crate) fn happen(&mut self, event: Event) {
+        let event = match event {
+            Event::Net { up: true, .. }
+            | Event::CommandToHead { .. }
+            | Event::DeputyToHead { .. } => match self.not_too_early(event) {
+                Some(event) => event,
+                None => return,
+            },
+            event => event,
+        };
         match event {
             Event::Fault(fault) => self.strike(fault),
             Event::HeadStart => self.start_head(),

@@ -16,7 +16,7 @@ const READS_PER_TURN: usize = 4;
 /// A read shorter than this has probably emptied the pipe.
 const SHORT_READ_BYTES: usize = 16 << 10;
 /// Size of a pipe of ours once much flows through it.
-const LARGE_PIPE_BYTES: usize = 1 << 20;
+const LARGE_PIPE_BYTES: usize = 256 << 10;
 /// Until then it has the kernel's default size; a read of so much says that it is full.
 const FULL_PIPE_BYTES: usize = 60 << 10;
 

@@ -67,10 +67,14 @@ impl Deputies {
         child.wait().expect("wait");
     }
 
-    /// How many questions were asked that `which` picks.
-    pub(crate) fn asked(&self, which: impl Fn(&ViewAsk) -> bool) -> usize {
+    /// The lengths of all reads so far.
+    pub(crate) fn reads(&self) -> Vec<u32> {
+        let length = |asked: &ViewAsk| match asked {
+            ViewAsk::Read { length, .. } if *length > 0 => Some(*length),
+            _ => None,
+        };
         let asked = self.asked.lock().expect("lock");
-        asked.iter().filter(|asked| which(asked)).count()
+        asked.iter().filter_map(length).collect()
     }
 }
 

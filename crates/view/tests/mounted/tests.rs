@@ -370,16 +370,14 @@ fn what_is_cached_is_not_asked_again() {
     fs::write(&file, vec![7; 8 << 20]).expect("a file");
     let line = format!("sha256sum {}", file.display());
     let expected = natively(USER, &line);
-    let reads = || {
-        let data = |asked: &ViewAsk| matches!(asked, ViewAsk::Read { length, .. } if *length > 0);
-        scene.deputies.asked(data)
-    };
     assert_eq!(scene.says(USER, &line), expected);
-    let first = reads();
+    let first = scene.deputies.reads();
+    assert!(first.iter().sum::<u32>() >= 8 << 20, "{first:?}");
+    say(&format!("8 MiB came in {} reads", first.len()));
     // Root, which looks for users' names in /etc when it runs the shell, has no deputy.
     std::thread::sleep(AFTER_TTL);
-    assert!(first >= 8, "the longest read is 1 MiB");
-    say(&format!("8 MiB came in {first} reads"));
     assert_eq!(scene.says(USER, &line), expected);
-    assert_eq!(reads(), first, "read again");
+    // A kernel that is short of memory may have dropped some of it.
+    let again: u32 = scene.deputies.reads()[first.len()..].iter().sum();
+    assert!(again < 2 << 20, "{again} bytes were read again");
 }

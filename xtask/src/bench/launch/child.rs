@@ -39,16 +39,21 @@ impl Watchdog {
     pub(super) fn start(groups: Arc<Groups>) -> Result<Watchdog> {
         let watch = Arc::new(Mutex::new(None));
         let has_killed_all = Arc::new(AtomicBool::new(false));
-        let dog = Watchdog { watch: watch.clone(), has_killed_all: has_killed_all.clone() };
-        std::thread::Builder::new().name("watchdog".into()).spawn(move || {
-            loop {
-                std::thread::sleep(WATCH_INTERVAL);
-                let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
-                if look(&mut watch, &groups) {
-                    has_killed_all.store(true, Ordering::SeqCst);
+        let dog = Watchdog {
+            watch: watch.clone(),
+            has_killed_all: has_killed_all.clone(),
+        };
+        std::thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(move || {
+                loop {
+                    std::thread::sleep(WATCH_INTERVAL);
+                    let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+                    if look(&mut watch, &groups) {
+                        has_killed_all.store(true, Ordering::SeqCst);
+                    }
                 }
-            }
-        })?;
+            })?;
         Ok(dog)
     }
 
@@ -59,9 +64,16 @@ impl Watchdog {
     pub(super) fn watch(&self, child: &Child, timeout: Duration) -> Result<Watched<'_>> {
         let pid = Pid::from_child(child);
         let child = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
-        let watch = Watch { child, deadline: Instant::now() + timeout, is_killed: false };
+        let watch = Watch {
+            child,
+            deadline: Instant::now() + timeout,
+            is_killed: false,
+        };
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
-        Ok(Watched { watchdog: self, timeout })
+        Ok(Watched {
+            watchdog: self,
+            timeout,
+        })
     }
 
     /// Runs it to its end and says how long that took.
@@ -80,7 +92,11 @@ impl Watchdog {
     }
 
     /// The same; anything but success is an error.
-    pub(super) fn time_success(&self, command: &mut Command, timeout: Duration) -> Result<Duration> {
+    pub(super) fn time_success(
+        &self,
+        command: &mut Command,
+        timeout: Duration,
+    ) -> Result<Duration> {
         let (took, status) = self.time(command, timeout)?;
         if !status.success() {
             bail!("`{}` failed: {status}", text_of(command));
@@ -92,7 +108,12 @@ impl Watchdog {
 impl Watched<'_> {
     /// An error if it had to be killed.
     pub(super) fn end(self, command: &Command) -> Result<()> {
-        let watch = self.watchdog.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let watch = self
+            .watchdog
+            .watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if watch.is_some_and(|watch| watch.is_killed) {
             bail!(
                 "`{}` did not end within {} s and was killed",
@@ -106,12 +127,18 @@ impl Watched<'_> {
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        *self.watchdog.watch.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .watchdog
+            .watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 pub(super) fn spawn(command: &mut Command) -> Result<Child> {
-    command.spawn().with_context(|| format!("can't start `{}`", text_of(command)))
+    command
+        .spawn()
+        .with_context(|| format!("can't start `{}`", text_of(command)))
 }
 
 /// Whether all were killed.

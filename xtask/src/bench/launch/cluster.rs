@@ -12,6 +12,7 @@ use super::stage::Stage;
 use crate::run;
 
 const UP_TIMEOUT: Duration = Duration::from_secs(90);
+const SHOWN_LOG_LINES: usize = 5;
 const FIRST_RUN_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) struct Cluster<'a> {
@@ -27,15 +28,39 @@ impl<'a> Cluster<'a> {
         let dir = stage.dir.join("w");
         std::fs::create_dir(&dir)?;
         stage.sweeper.add_cluster(&binary, &dir)?;
-        let cluster = Cluster { stage, binary, dir, nodes };
+        let cluster = Cluster {
+            stage,
+            binary,
+            dir,
+            nodes,
+        };
         stage.groups.enter(Group::Head)?;
         println!("starting {nodes} virtual nodes");
-        stage.try_out(cluster.command().args(["up", "-n", &nodes.to_string()]), UP_TIMEOUT)?;
-        cluster.move_nodes()?;
-        stage
-            .try_out(cluster.command().args(["run", "-a", "true"]), FIRST_RUN_TIMEOUT)
-            .context("the cluster does not run `true`")?;
-        Ok(cluster)
+        let started = stage
+            .try_out(
+                cluster.command().args(["up", "-n", &nodes.to_string()]),
+                UP_TIMEOUT,
+            )
+            .and_then(|()| cluster.move_nodes())
+            .and_then(|()| stage.try_out(&mut cluster.run(&["-a", "true"]), FIRST_RUN_TIMEOUT));
+        match started {
+            Ok(()) => Ok(cluster),
+            Err(error) => Err(error.context(cluster.logs())),
+        }
+    }
+
+    /// The ends of the daemons' logs.
+    fn logs(&self) -> String {
+        let mut text = "the cluster does not work".to_owned();
+        for name in ["head", "keeper", "rack"] {
+            let path = self.dir.join(format!("state/{name}.log"));
+            let log = std::fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<_> = log.lines().collect();
+            for line in &lines[lines.len().saturating_sub(SHOWN_LOG_LINES)..] {
+                text.push_str(&format!("\n  {name}.log: {line}"));
+            }
+        }
+        text
     }
 
     pub(super) fn command(&self) -> Command {
@@ -53,7 +78,11 @@ impl<'a> Cluster<'a> {
 
     /// The node set of the first so many.
     pub(super) fn first(count: u32) -> String {
-        if count == 1 { "n1".to_owned() } else { format!("n[1-{count}]") }
+        if count == 1 {
+            "n1".to_owned()
+        } else {
+            format!("n[1-{count}]")
+        }
     }
 
     /// The rack and its forks, the agents.
@@ -61,7 +90,11 @@ impl<'a> Cluster<'a> {
         let path = self.dir.join("run/rack.pid");
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("can't read {}", path.display()))?;
-        let rack: i32 = text.split_whitespace().next().context("rack.pid is empty")?.parse()?;
+        let rack: i32 = text
+            .split_whitespace()
+            .next()
+            .context("rack.pid is empty")?
+            .parse()?;
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         for pid in self.stage.groups.members(Group::Head)? {
             if let Some(parent) = parent_of(pid) {

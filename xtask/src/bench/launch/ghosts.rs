@@ -67,10 +67,14 @@ pub(super) fn measure(
 fn xargs(stage: &Stage, effort: &Effort) -> Result<f64> {
     stage.groups.enter(Group::Peer)?;
     let path = stage.dir.join("numbers");
-    let numbers: Vec<String> = (1..=effort.ghosts).map(|number| number.to_string()).collect();
+    let numbers: Vec<String> = (1..=effort.ghosts)
+        .map(|number| number.to_string())
+        .collect();
     std::fs::write(&path, numbers.join("\n"))?;
     let mut command = stage.command("xargs");
-    command.args(["-P2", "-n1", "true"]).stdin(std::fs::File::open(&path)?);
+    command
+        .args(["-P2", "-n1", "true"])
+        .stdin(std::fs::File::open(&path)?);
     let took = stage.watchdog.time_success(&mut command, XARGS_TIMEOUT)?;
     Ok(f64::from(effort.ghosts) / took.as_secs_f64())
 }
@@ -88,10 +92,16 @@ fn ghosts(stage: &Stage, effort: &Effort, cluster: &Cluster, figures: &mut Figur
     let mut child = spawn(&mut command)?;
     let watched = stage.watchdog.watch(&child, LIFE_TIMEOUT)?;
     let result = (|| {
-        let took = wait_for_tasks(stage, effort, &base, &mut child, started).with_context(|| {
-            format!("it said: {}", std::fs::read_to_string(&log).unwrap_or_default().trim())
-        })?;
-        figures.ghost_rate.push(f64::from(effort.ghosts) / took.as_secs_f64());
+        let took =
+            wait_for_tasks(stage, effort, &base, &mut child, started).with_context(|| {
+                format!(
+                    "it said: {}",
+                    std::fs::read_to_string(&log).unwrap_or_default().trim()
+                )
+            })?;
+        figures
+            .ghost_rate
+            .push(f64::from(effort.ghosts) / took.as_secs_f64());
         std::thread::sleep(REST);
         let after = Snapshot::take(stage)?;
         figures.memory.get_or_insert(after.since(before));
@@ -129,11 +139,17 @@ fn wait_for_tasks(
             }
         }
         if let Some(status) = child.try_wait()? {
-            bail!("`wiglaf run` ended ({status}) with {} tasks", now.len() - base.len().min(now.len()));
+            bail!(
+                "`wiglaf run` ended ({status}) with {} tasks",
+                now.len() - base.len().min(now.len())
+            );
         }
         if started.elapsed() > START_TIMEOUT {
             let have = now.iter().filter(|pid| is_task(**pid)).count();
-            bail!("{have} of {wanted} tasks ran after {} s", START_TIMEOUT.as_secs());
+            bail!(
+                "{have} of {wanted} tasks ran after {} s",
+                START_TIMEOUT.as_secs()
+            );
         }
         std::thread::sleep(POLL);
     }
@@ -158,8 +174,14 @@ fn wait_for_end(stage: &Stage, base: usize) -> Result<()> {
 fn ps_command(stage: &Stage, cluster: &Cluster, is_json: bool) -> Command {
     let mut command = stage.command("timeout");
     let ps = cluster.command();
-    command.envs(ps.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    command.args(["-s", "KILL", &PS_TIMEOUT.as_secs().to_string()]).arg(ps.get_program()).arg("ps");
+    command.envs(
+        ps.get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    command
+        .args(["-s", "KILL", &PS_TIMEOUT.as_secs().to_string()])
+        .arg(ps.get_program())
+        .arg("ps");
     if is_json {
         command.arg("--json").stdout(Stdio::piped());
     }
@@ -181,9 +203,15 @@ fn check_ps(stage: &Stage, effort: &Effort, cluster: &Cluster) -> Result<()> {
     let rows: Vec<serde_json::Value> =
         serde_json::from_slice(&output.stdout).context("`wiglaf ps --json`")?;
     let command = TASK.join(" ");
-    let count = rows.iter().filter(|row| row["command"] == command.as_str()).count();
+    let count = rows
+        .iter()
+        .filter(|row| row["command"] == command.as_str())
+        .count();
     if count != usize::try_from(effort.ghosts)? {
-        bail!("`wiglaf ps --json` shows {count} of {} tasks", effort.ghosts);
+        bail!(
+            "`wiglaf ps --json` shows {count} of {} tasks",
+            effort.ghosts
+        );
     }
     Ok(())
 }
@@ -215,7 +243,8 @@ fn local(stage: &Stage, effort: &Effort) -> Result<Snapshot> {
 fn write(effort: &Effort, figures: &Figures, report: &mut Report) {
     let count = f64::from(effort.ghosts);
     let each = |bytes: i64| bytes as f64 / count / 1000.0;
-    let text = |bytes: Option<i64>| bytes.map_or("—".to_owned(), |bytes| format!("{:.1}", each(bytes)));
+    let text =
+        |bytes: Option<i64>| bytes.map_or("—".to_owned(), |bytes| format!("{:.1}", each(bytes)));
     let xargs = figures.xargs_rate.median();
     let mut rows = vec![vec![
         "`xargs -P2 -n1 true`, local processes started a second".to_owned(),
@@ -249,15 +278,39 @@ fn write(effort: &Effort, figures: &Figures, report: &mut Report) {
             ps < AIM_PS_S,
         );
         let mut row = |what: &str, value: String| rows.push(vec![what.to_owned(), value]);
-        row("ghosts with their remote processes started a second", figures.ghost_rate.text(0));
-        row("all ended after SIGTERM to `wiglaf run`, s", figures.end_s.text(2));
+        row(
+            "ghosts with their remote processes started a second",
+            figures.ghost_rate.text(0),
+        );
+        row(
+            "all ended after SIGTERM to `wiglaf run`, s",
+            figures.end_s.text(2),
+        );
         row("`wiglaf ps`, s", figures.ps_s.text(3));
-        row("the kernel's memory, whole machine, kB each", text(Some(memory.kernel)));
-        row("− that of as many local `sleep`s, kB each", text(Some(local.kernel)));
-        row("+ Pss of ghosts, daemons and command, kB each", text(Some(memory.pss)));
-        row("**= the head's memory by sums, kB each**", format!("{sums:.1}"));
-        row("**the head's memory by its cgroup, kB each**", text(memory.head_group));
-        row("the nodes' by theirs (remote `sleep`s and agents), kB each", text(memory.nodes_group));
+        row(
+            "the kernel's memory, whole machine, kB each",
+            text(Some(memory.kernel)),
+        );
+        row(
+            "− that of as many local `sleep`s, kB each",
+            text(Some(local.kernel)),
+        );
+        row(
+            "+ Pss of ghosts, daemons and command, kB each",
+            text(Some(memory.pss)),
+        );
+        row(
+            "**= the head's memory by sums, kB each**",
+            format!("{sums:.1}"),
+        );
+        row(
+            "**the head's memory by its cgroup, kB each**",
+            text(memory.head_group),
+        );
+        row(
+            "the nodes' by theirs (remote `sleep`s and agents), kB each",
+            text(memory.nodes_group),
+        );
     }
     if let Some(local) = figures.local {
         rows.push(vec![

@@ -48,7 +48,11 @@ impl Groups {
         let cpu = Hierarchy::find("cpuacct")?
             .or(Hierarchy::find("")?)
             .context("no cgroup file system is mounted: CPU time can't be told apart")?;
-        let memory = if cpu.is_v2 { None } else { Hierarchy::find("memory")? };
+        let memory = if cpu.is_v2 {
+            None
+        } else {
+            Hierarchy::find("memory")?
+        };
         let mut groups = Groups { cpu, memory };
         for hierarchy in groups.hierarchies_mut() {
             hierarchy.make(name)?;
@@ -83,7 +87,8 @@ impl Groups {
 
     pub(super) fn leave(&self) -> Result<()> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        self.hierarchies().try_for_each(|hierarchy| put(&hierarchy.home, own))
+        self.hierarchies()
+            .try_for_each(|hierarchy| put(&hierarchy.home, own))
     }
 
     /// The processes there, but us.
@@ -95,7 +100,10 @@ impl Groups {
     }
 
     pub(super) fn all_members(&self) -> Vec<i32> {
-        ALL.iter().filter_map(|group| self.members(*group).ok()).flatten().collect()
+        ALL.iter()
+            .filter_map(|group| self.members(*group).ok())
+            .flatten()
+            .collect()
     }
 
     /// CPU time spent there until now.
@@ -103,7 +111,9 @@ impl Groups {
         let folder = self.cpu.of(group);
         if self.cpu.is_v2 {
             let text = read(&folder.join("cpu.stat"))?;
-            let used = text.lines().find_map(|line| line.strip_prefix("usage_usec "));
+            let used = text
+                .lines()
+                .find_map(|line| line.strip_prefix("usage_usec "));
             let used: f64 = used.context("cpu.stat has no usage_usec")?.trim().parse()?;
             return Ok(used / 1e3);
         }
@@ -117,11 +127,19 @@ impl Groups {
             Some(hierarchy) => (hierarchy.of(group), "memory.usage_in_bytes"),
             None => (self.cpu.of(group), "memory.current"),
         };
-        fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+        fs::read_to_string(folder.join(file))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     pub(super) fn describe(&self) -> &'static str {
-        if self.cpu.is_v2 { "cgroup v2" } else { "cgroup v1 (cpuacct, memory)" }
+        if self.cpu.is_v2 {
+            "cgroup v2"
+        } else {
+            "cgroup v1 (cpuacct, memory)"
+        }
     }
 }
 
@@ -144,11 +162,18 @@ impl Hierarchy {
             .find_map(|line| {
                 let mut fields = line.splitn(3, ':');
                 let names = fields.nth(1)?;
-                names.split(',').any(|name| name == controller).then(|| fields.next())?
+                names
+                    .split(',')
+                    .any(|name| name == controller)
+                    .then(|| fields.next())?
             })
             .context("we are in no cgroup")?;
         let home = mount.join(path.trim_start_matches('/'));
-        Ok(Some(Hierarchy { base: mount, home, is_v2 }))
+        Ok(Some(Hierarchy {
+            base: mount,
+            home,
+            is_v2,
+        }))
     }
 
     fn make(&mut self, name: &str) -> Result<()> {

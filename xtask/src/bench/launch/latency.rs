@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::Effort;
 use super::cluster::Cluster;
 use super::groups::Group;
 use super::peers::Peers;
 use super::report::Report;
 use super::stage::Stage;
 use super::statistics::Samples;
-use super::Effort;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const WARM_UPS: u32 = 3;
@@ -27,7 +27,13 @@ struct Contender {
 
 impl Contender {
     fn new(name: &'static str, groups: &'static [Group], command: Command) -> Contender {
-        Contender { name, groups, command, wall_ms: Samples::default(), cpu_ms: Samples::default() }
+        Contender {
+            name,
+            groups,
+            command,
+            wall_ms: Samples::default(),
+            cpu_ms: Samples::default(),
+        }
     }
 }
 
@@ -40,19 +46,31 @@ pub(super) fn measure(
 ) -> Result<()> {
     peers.sshd.share_connection()?;
     let peer: &[Group] = &[Group::Peer];
-    let mut contenders = vec![Contender::new("fork+exec `true`", peer, stage.command("true"))];
+    let mut contenders = vec![Contender::new(
+        "fork+exec `true`",
+        peer,
+        stage.command("true"),
+    )];
     if let Some(cluster) = cluster {
         let groups = &[Group::Head, Group::Nodes];
         let command = cluster.run(&["-w", "n1", "true"]);
         contenders.push(Contender::new("`wiglaf run -w n1 true`", groups, command));
     }
-    contenders.push(Contender::new("Hydra: `mpiexec -n 1 true`", peer, peers.hydra(1)));
+    contenders.push(Contender::new(
+        "Hydra: `mpiexec -n 1 true`",
+        peer,
+        peers.hydra(1),
+    ));
     let mut ssh = peers.sshd.ssh(&[]);
     ssh.arg("/usr/bin/true");
     contenders.push(Contender::new("`ssh host /usr/bin/true`", peer, ssh));
     let mut shared = peers.sshd.shared();
     shared.arg("/usr/bin/true");
-    contenders.push(Contender::new("the same by a shared connection", peer, shared));
+    contenders.push(Contender::new(
+        "the same by a shared connection",
+        peer,
+        shared,
+    ));
 
     for contender in &mut contenders {
         stage.groups.enter(contender.groups[0])?;
@@ -65,7 +83,9 @@ pub(super) fn measure(
             stage.groups.enter(contender.groups[0])?;
             let mut took = Duration::ZERO;
             let cpu_ms = stage.cpu_ms_of(contender.groups, || {
-                took = stage.watchdog.time_success(&mut contender.command, TIMEOUT)?;
+                took = stage
+                    .watchdog
+                    .time_success(&mut contender.command, TIMEOUT)?;
                 Ok(())
             })?;
             contender.wall_ms.push(took.as_secs_f64() * 1e3);
@@ -78,7 +98,9 @@ pub(super) fn measure(
 
 fn write(effort: &Effort, contenders: &[Contender], report: &mut Report) {
     let median = |start: &str| {
-        let found = contenders.iter().find(|contender| contender.name.starts_with(start));
+        let found = contenders
+            .iter()
+            .find(|contender| contender.name.starts_with(start));
         found.map(|contender| contender.wall_ms.median())
     };
     let hydra = median("Hydra").unwrap_or(f64::NAN);

@@ -29,12 +29,29 @@ impl Snapshot {
         // First what reading the processes' files would change.
         let kernel = kernel_bytes()?;
         let charged = |group| {
-            stage.groups.memory_bytes(group).and_then(|bytes| i64::try_from(bytes).ok())
+            stage
+                .groups
+                .memory_bytes(group)
+                .and_then(|bytes| i64::try_from(bytes).ok())
         };
-        let (head_group, nodes_group, peer_group) =
-            (charged(Group::Head), charged(Group::Nodes), charged(Group::Peer));
-        let pss = stage.groups.members(Group::Head)?.iter().filter_map(|pid| pss_bytes(*pid)).sum();
-        Ok(Snapshot { kernel, pss, head_group, nodes_group, peer_group })
+        let (head_group, nodes_group, peer_group) = (
+            charged(Group::Head),
+            charged(Group::Nodes),
+            charged(Group::Peer),
+        );
+        let pss = stage
+            .groups
+            .members(Group::Head)?
+            .iter()
+            .filter_map(|pid| pss_bytes(*pid))
+            .sum();
+        Ok(Snapshot {
+            kernel,
+            pss,
+            head_group,
+            nodes_group,
+            peer_group,
+        })
     }
 
     /// What came since.
@@ -52,13 +69,18 @@ impl Snapshot {
 
 fn kernel_bytes() -> Result<i64> {
     let text = fs::read_to_string("/proc/meminfo")?;
-    KERNEL_FIELDS.iter().map(|field| kib(&text, field).map(|kib| kib * 1024)).sum()
+    KERNEL_FIELDS
+        .iter()
+        .map(|field| kib(&text, field).map(|kib| kib * 1024))
+        .sum()
 }
 
 fn kib(text: &str, field: &str) -> Result<i64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(field));
     let number = rest.and_then(|rest| rest.split_whitespace().next());
-    Ok(number.with_context(|| format!("/proc/meminfo has no {field}"))?.parse()?)
+    Ok(number
+        .with_context(|| format!("/proc/meminfo has no {field}"))?
+        .parse()?)
 }
 
 /// None of one that has gone.

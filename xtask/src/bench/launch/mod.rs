@@ -122,7 +122,10 @@ pub(super) fn run(args: &[String]) -> Result<()> {
         bail!("not everything could be measured:\n{}", failures.join("\n"));
     }
     if is_whole {
-        let root = cargo_metadata::MetadataCommand::new().no_deps().exec()?.workspace_root;
+        let root = cargo_metadata::MetadataCommand::new()
+            .no_deps()
+            .exec()?
+            .workspace_root;
         let path = root.join(TABLE);
         std::fs::create_dir_all(path.parent().context("the table's folder")?)?;
         std::fs::write(&path, text).with_context(|| format!("can't write {path}"))?;
@@ -134,7 +137,12 @@ pub(super) fn run(args: &[String]) -> Result<()> {
 impl Args {
     fn command_line(&self) -> String {
         let mut text = "cargo xtask bench launch".to_owned();
-        for (flag, is_given) in [(" --quick", self.quick), (" --peers", self.peers)] {
+        for (flag, is_given) in [
+            (" --quick", self.quick),
+            (" --peers", self.peers),
+            (" --only …", !self.only.is_empty()),
+            (" --binary …", self.binary.is_some()),
+        ] {
             if is_given {
                 text.push_str(flag);
             }

@@ -25,7 +25,10 @@ pub(super) struct Peers<'a> {
 
 impl<'a> Peers<'a> {
     pub(super) fn start(stage: &'a Stage) -> Result<Peers<'a>> {
-        Ok(Peers { stage, sshd: Sshd::start(stage)? })
+        Ok(Peers {
+            stage,
+            sshd: Sshd::start(stage)?,
+        })
     }
 
     /// `mpiexec -n COUNT true`
@@ -36,9 +39,17 @@ impl<'a> Peers<'a> {
     }
 
     pub(super) fn versions(&self) -> Result<String> {
-        let packages = ["mpich", "openssh-server", "openssh-client", "findutils", "coreutils"];
+        let packages = [
+            "mpich",
+            "openssh-server",
+            "openssh-client",
+            "findutils",
+            "coreutils",
+        ];
         let mut query = Command::new("dpkg-query");
-        query.args(["-W", "-f", "${Package} ${Version}\n"]).args(packages);
+        query
+            .args(["-W", "-f", "${Package} ${Version}\n"])
+            .args(packages);
         Ok(run::output(&mut query)?.trim().replace('\n', ", "))
     }
 }
@@ -52,11 +63,17 @@ pub(super) fn install_missing() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    println!("installing the peers that are missing: {}", missing.join(" "));
+    println!(
+        "installing the peers that are missing: {}",
+        missing.join(" ")
+    );
     let policy = Policy::forbid_starting()?;
     let apt = |args: &[&str]| {
         run::check(
-            Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args),
+            Command::new("apt-get")
+                .env("DEBIAN_FRONTEND", "noninteractive")
+                .arg("-q")
+                .args(args),
         )
     };
     apt(&["update"])?;
@@ -79,7 +96,11 @@ impl Policy {
         }
         std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| POLICY.to_owned())?;
         let policy = Policy { is_ours: true };
-        run::check(Command::new("chmod").args(["755", POLICY]).stdout(Stdio::null()))?;
+        run::check(
+            Command::new("chmod")
+                .args(["755", POLICY])
+                .stdout(Stdio::null()),
+        )?;
         Ok(policy)
     }
 }

@@ -36,7 +36,9 @@ impl Report {
             text.lines()
                 .find(|line| line.starts_with(name))
                 .and_then(|line| line.split_once([':', '=']))
-                .map_or("?".to_owned(), |(_, value)| value.trim().trim_matches('"').to_owned())
+                .map_or("?".to_owned(), |(_, value)| {
+                    value.trim().trim_matches('"').to_owned()
+                })
         };
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         let memory: u64 = field(&text("/proc/meminfo"), "MemTotal")
@@ -44,7 +46,11 @@ impl Report {
             .next()
             .and_then(|kib| kib.parse().ok())
             .unwrap_or(0);
-        let load = text("/proc/loadavg").split(' ').next().unwrap_or("?").to_owned();
+        let load = text("/proc/loadavg")
+            .split(' ')
+            .next()
+            .unwrap_or("?")
+            .to_owned();
         self.machine = vec![
             format!(
                 "Date: {}; commit: {}",
@@ -64,9 +70,13 @@ impl Report {
     }
 
     pub(super) fn aim(&mut self, what: &str, aim: String, figure: String, is_met: bool) {
-        println!("{what}: {figure}; aim {aim}: {}", if is_met { "met" } else { "NOT MET" });
+        println!(
+            "{what}: {figure}; aim {aim}: {}",
+            if is_met { "met" } else { "NOT MET" }
+        );
         let met = if is_met { "yes" } else { "**no**" };
-        self.aims.push([what.to_owned(), aim, figure, met.to_owned()]);
+        self.aims
+            .push([what.to_owned(), aim, figure, met.to_owned()]);
     }
 
     pub(super) fn table(&mut self, title: &str, how: &str, head: &[&str], rows: Vec<Vec<String>>) {
@@ -126,8 +136,14 @@ mod tests {
         report.aim("a launch", "≤ 1 ms".into(), "2 ms".into(), false);
         report.aim("another", "≤ 1 ms".into(), "0.5 ms".into(), true);
         let text = report.markdown();
-        assert!(text.contains("| a launch | ≤ 1 ms | 2 ms | **no** |\n"), "{text}");
-        assert!(text.contains("| another | ≤ 1 ms | 0.5 ms | yes |\n"), "{text}");
+        assert!(
+            text.contains("| a launch | ≤ 1 ms | 2 ms | **no** |\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("| another | ≤ 1 ms | 0.5 ms | yes |\n"),
+            "{text}"
+        );
         assert!(text.starts_with("# What a launch costs\n\nMade by `cargo xtask bench launch`."));
     }
 }

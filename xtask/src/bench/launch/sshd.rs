@@ -46,10 +46,16 @@ impl<'a> Sshd<'a> {
         let deadline = Instant::now() + START_TIMEOUT;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if let Some(status) = child.try_wait()? {
-                bail!("sshd ended ({status}): {}", fs::read_to_string(&log).unwrap_or_default());
+                bail!(
+                    "sshd ended ({status}): {}",
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
             }
             if Instant::now() > deadline {
-                bail!("sshd does not listen: {}", fs::read_to_string(&log).unwrap_or_default());
+                bail!(
+                    "sshd does not listen: {}",
+                    fs::read_to_string(&log).unwrap_or_default()
+                );
             }
             std::thread::sleep(POLL);
         }
@@ -71,7 +77,10 @@ impl<'a> Sshd<'a> {
         }
         let public = |name| fs::read_to_string(self.path(name));
         fs::write(self.path("authorized_keys"), public("key.pub")?)?;
-        fs::set_permissions(self.path("authorized_keys"), fs::Permissions::from_mode(0o644))?;
+        fs::set_permissions(
+            self.path("authorized_keys"),
+            fs::Permissions::from_mode(0o644),
+        )?;
         fs::write(
             self.path("known_hosts"),
             format!("[127.0.0.1]:{} {}", self.port, public("host_key.pub")?),
@@ -93,7 +102,15 @@ impl<'a> Sshd<'a> {
     /// `ssh OPTIONS host`, to which the remote command is added.
     pub(super) fn ssh(&self, options: &[&str]) -> Command {
         let mut command = self.stage.command("/usr/bin/ssh");
-        command.args(["-F", "none", "-T", "-i", &self.path("key"), "-p", &self.port.to_string()]);
+        command.args([
+            "-F",
+            "none",
+            "-T",
+            "-i",
+            &self.path("key"),
+            "-p",
+            &self.port.to_string(),
+        ]);
         let known = format!("UserKnownHostsFile={}", self.path("known_hosts"));
         let fixed = [
             known.as_str(),
@@ -135,10 +152,18 @@ fn make_account(stage: &Stage, home: &std::path::Path) -> Result<()> {
         .lines()
         .any(|line| line.split(':').next() == Some(ACCOUNT));
     if exists {
-        bail!("there is an account {ACCOUNT} already: another benchmark runs, or `userdel {ACCOUNT}`");
+        bail!(
+            "there is an account {ACCOUNT} already: another benchmark runs, or `userdel {ACCOUNT}`"
+        );
     }
     let mut command = Command::new("useradd");
-    command.args(["--system", "--no-create-home", "--shell", "/bin/sh", "--home-dir"]);
+    command.args([
+        "--system",
+        "--no-create-home",
+        "--shell",
+        "/bin/sh",
+        "--home-dir",
+    ]);
     // sshd takes `!` for a locked account; no password fits `*`.
     command.arg(home).args(["--password", "*", ACCOUNT]);
     run::output(&mut command)?;

@@ -40,7 +40,12 @@ impl Stage {
             sweeper.add_group(base)?;
         }
         let watchdog = Watchdog::start(groups.clone())?;
-        Ok(Stage { dir, groups, watchdog, sweeper })
+        Ok(Stage {
+            dir,
+            groups,
+            watchdog,
+            sweeper,
+        })
     }
 
     /// A command without streams, in an environment that is the same for all.
@@ -62,8 +67,11 @@ impl Stage {
         command.stderr(log);
         let result = self.watchdog.time_success(command, timeout);
         command.stderr(Stdio::null());
-        let said = std::fs::read_to_string(&path).unwrap_or_default();
-        result.map(|_| ()).with_context(|| format!("it said: {}", said.trim()))
+        if let Err(error) = result {
+            let said = std::fs::read_to_string(&path).unwrap_or_default();
+            bail!("{error:#}; it said: {:?}", said.trim());
+        }
+        Ok(())
     }
 
     /// The CPU time in milliseconds that the work costs the groups.
@@ -72,7 +80,8 @@ impl Stage {
         groups: &[Group],
         work: impl FnOnce() -> Result<()>,
     ) -> Result<f64> {
-        let used = || -> Result<f64> { groups.iter().map(|group| self.groups.cpu_ms(*group)).sum() };
+        let used =
+            || -> Result<f64> { groups.iter().map(|group| self.groups.cpu_ms(*group)).sum() };
         let before = used()?;
         work()?;
         std::thread::sleep(SETTLE);

@@ -53,7 +53,12 @@ pub(super) fn measure(
     peers: &Peers,
     report: &mut Report,
 ) -> Result<()> {
-    let carriers = [Carrier::Local, Carrier::Wiglaf, Carrier::Ssh, Carrier::SshFastCipher];
+    let carriers = [
+        Carrier::Local,
+        Carrier::Wiglaf,
+        Carrier::Ssh,
+        Carrier::SshFastCipher,
+    ];
     let mut lanes: Vec<Lane> = [Way::Through, Way::Out]
         .iter()
         .flat_map(|way| carriers.map(|carrier| (*way, carrier)))
@@ -78,7 +83,8 @@ pub(super) fn measure(
                 took = carry(stage, &mut command, lane.way, effort.stream_bytes)?;
                 Ok(())
             })?;
-            lane.rate.push(effort.stream_bytes as f64 / took.as_secs_f64() / 1e9);
+            lane.rate
+                .push(effort.stream_bytes as f64 / took.as_secs_f64() / 1e9);
             lane.cpu_s.push(cpu_ms / 1e3);
         }
     }
@@ -135,19 +141,28 @@ fn carry(stage: &Stage, command: &mut Command, way: Way, size: u64) -> Result<Du
     let writer = child
         .stdin
         .take()
-        .map(|pipe| std::thread::Builder::new().name("writer".into()).spawn(move || feed(pipe, size)))
+        .map(|pipe| {
+            std::thread::Builder::new()
+                .name("writer".into())
+                .spawn(move || feed(pipe, size))
+        })
         .transpose()?;
     let read = drain(&mut child, way);
     let status = child.wait()?;
     let took = started.elapsed();
     watched.end(command)?;
     if let Some(writer) = writer {
-        let written = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+        let written = writer
+            .join()
+            .map_err(|_| anyhow::anyhow!("the writer panicked"))?;
         written.with_context(|| format!("writing to `{}`", text_of(command)))?;
     }
     let read = read.with_context(|| format!("reading from `{}`", text_of(command)))?;
     if !status.success() || read != size {
-        bail!("`{}`: {status}, {read} of {size} bytes came out", text_of(command));
+        bail!(
+            "`{}`: {status}, {read} of {size} bytes came out",
+            text_of(command)
+        );
     }
     Ok(took)
 }
@@ -182,9 +197,14 @@ fn drain(child: &mut Child, way: Way) -> Result<u64> {
 fn check_stamp(offset: u64, bytes: &[u8]) -> Result<()> {
     let number = offset.div_ceil(CHUNK as u64);
     let at = usize::try_from(number * CHUNK as u64 - offset)?;
-    let Some(stamp) = bytes.get(at..at + STAMP) else { return Ok(()) };
+    let Some(stamp) = bytes.get(at..at + STAMP) else {
+        return Ok(());
+    };
     if stamp != number.to_le_bytes() {
-        bail!("the chunk at byte {} is not the one that was written", offset + at as u64);
+        bail!(
+            "the chunk at byte {} is not the one that was written",
+            offset + at as u64
+        );
     }
     Ok(())
 }
@@ -202,7 +222,10 @@ fn write(effort: &Effort, lanes: &[Lane], report: &mut Report) {
         let local = rate(Way::Through, Carrier::Local);
         let ratio = wiglaf / ssh;
         report.aim(
-            &format!("{} MiB through `wiglaf run -w n1 cat`", effort.stream_bytes >> 20),
+            &format!(
+                "{} MiB through `wiglaf run -w n1 cat`",
+                effort.stream_bytes >> 20
+            ),
             format!("≥ {AIM_OF_SSH} × ssh"),
             format!(
                 "{ratio:.2} × ({wiglaf:.2} of {ssh:.2} GB/s; {:.2} × a local pipe's {local:.2})",

@@ -34,8 +34,10 @@ pub(super) fn measure(
     peers: &Peers,
     report: &mut Report,
 ) -> Result<()> {
-    let mut points: Vec<(u32, Point)> =
-        COUNTS.iter().map(|count| (*count, Point::default())).collect();
+    let mut points: Vec<(u32, Point)> = COUNTS
+        .iter()
+        .map(|count| (*count, Point::default()))
+        .collect();
     for _ in 0..effort.width_rounds {
         for (count, point) in &mut points {
             if let Some(cluster) = cluster {
@@ -85,7 +87,9 @@ fn wiglaf(
         Ok(())
     })?;
     point.all_ms.push(all / runs);
-    point.head_ms.push((stage.groups.cpu_ms(Group::Head)? - head_before) / runs);
+    point
+        .head_ms
+        .push((stage.groups.cpu_ms(Group::Head)? - head_before) / runs);
     point.wall_ms.push(wall.as_secs_f64() * 1e3 / runs);
     Ok(())
 }
@@ -95,7 +99,9 @@ fn batch(
     effort: &Effort,
     command: impl Fn() -> std::process::Command,
 ) -> Result<Duration> {
-    (0..effort.width_batch).map(|_| stage.watchdog.time_success(&mut command(), TIMEOUT)).sum()
+    (0..effort.width_batch)
+        .map(|_| stage.watchdog.time_success(&mut command(), TIMEOUT))
+        .sum()
 }
 
 fn write(effort: &Effort, has_wiglaf: bool, points: &[(u32, Point)], report: &mut Report) {
@@ -129,7 +135,13 @@ fn write(effort: &Effort, has_wiglaf: bool, points: &[(u32, Point)], report: &mu
             ]
         })
         .collect();
-    let text = |value: f64| if value.is_nan() { "—".to_owned() } else { format!("{value:.2}") };
+    let text = |value: f64| {
+        if value.is_nan() {
+            "—".to_owned()
+        } else {
+            format!("{value:.2}")
+        }
+    };
     rows.push(vec![
         "**per node**".to_owned(),
         text(per_node(|point| &point.wall_ms)),
@@ -145,7 +157,14 @@ fn write(effort: &Effort, has_wiglaf: bool, points: &[(u32, Point)], report: &mu
              that of the command, its ghosts, the head's daemons, the agents and the tasks",
             effort.width_rounds, effort.width_batch
         ),
-        &["nodes", "run -a: wall, ms", "CPU in all, ms", "of it on the head", "mpiexec -n: wall, ms", "CPU in all, ms"],
+        &[
+            "nodes",
+            "run -a: wall, ms",
+            "CPU in all, ms",
+            "of it on the head",
+            "mpiexec -n: wall, ms",
+            "CPU in all, ms",
+        ],
         rows,
     );
 }

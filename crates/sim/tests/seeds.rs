@@ -1,0 +1,54 @@
+//! Many seeds, each a cluster's life. `WIGLAF_SIM_SEED=N` runs one, `WIGLAF_SIM_SEEDS=N` that many.
+#![forbid(unsafe_code)]
+
+use wiglaf_sim::{Mistake, Profile, Setup, Summary, run};
+
+/// Seeds of a run without wishes: a few seconds.
+const SEEDS: u64 = 1_000;
+/// A mistake has to show itself within these.
+const SEEDS_FOR_A_MISTAKE: u64 = 2_000;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn sweep(setup: &Setup) -> Summary {
+    let seeds = match number("WIGLAF_SIM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("WIGLAF_SIM_SEEDS").unwrap_or(SEEDS),
+    };
+    let mut all = Summary::default();
+    let mut broken = 0;
+    let keep_going = number("WIGLAF_SIM_GO_ON").is_some();
+    for seed in seeds {
+        match run(seed, setup) {
+            Ok(one) => {
+                all.steps += one.steps;
+                all.tasks += one.tasks;
+                all.own_ends += one.own_ends;
+                all.failed += one.failed;
+                all.head_crashes += one.head_crashes;
+                all.leases_lost += one.leases_lost;
+            }
+            Err(violation) if keep_going => {
+                broken += 1;
+                println!("{seed} {} {}", violation.invariant, violation.message);
+            }
+            Err(violation) => panic!("\n{violation}"),
+        }
+    }
+    assert_eq!(broken, 0);
+    println!("{setup:?}: {all:?}");
+    all
+}
+
+#[test]
+fn nothing_is_lost_when_only_the_head_dies_and_partitions_are_short() {
+    let all = sweep(&Setup::new(Profile::Gentle));
+    assert_eq!(all.failed, 0, "P4: {all:?}");
+}
+
+#[test]
+fn the_invariants_hold_whatever_fails() {
+    sweep(&Setup::new(Profile::Rough));
+}
