@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wiglaf_wire::agent::SignalScope;
 use wiglaf_wire::client::{JobInfo, JobTask};
-use wiglaf_wire::id::{DeputyId, JobId, NodeId, Pid, TaskId};
+use wiglaf_wire::id::{DeputyId, Incarnation, JobId, NodeId, Pid, TaskId};
 use wiglaf_wire::keeper::{GhostEnd, GhostMode};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::{Status, Usage};
@@ -60,6 +60,13 @@ pub struct Task {
     pub node: NodeId,
     /// Its PID, here and there.
     pub pid: Pid,
+    /// When its ghost started: a PID may be another's by and by.
+    pub start_time: u64,
+    /// The life of its node's agent that may have been asked to start it. Another life must not
+    /// be: the command would run twice (P4).
+    pub incarnation: Option<Incarnation>,
+    /// Its ghost is there, but its deputy does not listen yet.
+    pub awaits_deputy: bool,
     /// Where it is in its life.
     pub phase: Phase,
     /// The ghost's end, when it died unasked: the node is told to kill the task, and the ghost's
@@ -158,6 +165,10 @@ pub struct TaskRecord {
     pub node: NodeId,
     /// Its PID.
     pub pid: Pid,
+    /// When its ghost started.
+    pub start_time: u64,
+    /// The life of its node's agent when its ghost was seized.
+    pub incarnation: Option<Incarnation>,
     /// Who relays its stdio.
     pub deputy: DeputyId,
     /// Its ghost's terminal.
@@ -183,6 +194,8 @@ impl TaskRecord {
             task: task.id,
             node: task.node,
             pid: task.pid,
+            start_time: task.start_time,
+            incarnation: task.incarnation,
             deputy: task.deputy,
             mode: task.mode,
             credential: job.credential.clone(),
@@ -227,6 +240,9 @@ impl TaskRecord {
             id: self.task,
             node: self.node,
             pid: self.pid,
+            start_time: self.start_time,
+            incarnation: self.incarnation,
+            awaits_deputy: false,
             phase: Phase::Launching,
             ghost_died: None,
             verdict: None,

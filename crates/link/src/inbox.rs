@@ -64,9 +64,7 @@ impl Inbox {
 
     /// Takes the next frame. A data frame that has not arrived whole comes in pieces, each with
     /// its own offset.
-    pub(crate) fn next<M: DeserializeOwned>(
-        &mut self,
-    ) -> Result<Option<Frame<'_, M>>, FrameError> {
+    pub(crate) fn next<M: DeserializeOwned>(&mut self) -> Result<Option<Frame<'_, M>>, FrameError> {
         let rest = &self.bytes[self.start..];
         if self.open.is_none()
             && let Some((header, prefix, length)) = frame::take_data_prefix(rest)?
@@ -104,8 +102,15 @@ mod tests {
 
     #[test]
     fn data_is_handed_out_as_it_arrives() {
-        let task = TaskId { job: JobId(1), index: 2 };
-        let header = DataHeader { task, stream: Stream::Output, offset: 100 };
+        let task = TaskId {
+            job: JobId(1),
+            index: 2,
+        };
+        let header = DataHeader {
+            task,
+            stream: Stream::Output,
+            offset: 100,
+        };
         let mut wire = Vec::new();
         frame::put_message(&mut wire, &"before".to_owned()).unwrap();
         wire.extend_from_slice(&frame::data_prefix(header, 1000));
@@ -127,7 +132,10 @@ mod tests {
                 }
             }
             assert_eq!(data, 1000);
-            assert_eq!(messages, [(0, "before".to_owned()), (1000, "after".to_owned())]);
+            assert_eq!(
+                messages,
+                [(0, "before".to_owned()), (1000, "after".to_owned())]
+            );
         }
     }
 }

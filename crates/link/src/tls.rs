@@ -68,7 +68,9 @@ impl Session {
 
 impl<In, Out> std::fmt::Debug for TlsLink<In, Out> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsLink").field("socket", &self.socket).finish_non_exhaustive()
+        f.debug_struct("TlsLink")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
     }
 }
 
@@ -82,7 +84,10 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, LinkError> {
-        Self::new(socket, Session::Client(UnbufferedClientConnection::new(config, name)?))
+        Self::new(
+            socket,
+            Session::Client(UnbufferedClientConnection::new(config, name)?),
+        )
     }
 
     /// The side that was dialled.
@@ -90,7 +95,10 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The configuration or the socket is unusable.
     pub fn server(socket: OwnedFd, config: Arc<ServerConfig>) -> Result<Self, LinkError> {
-        Self::new(socket, Session::Server(UnbufferedServerConnection::new(config)?))
+        Self::new(
+            socket,
+            Session::Server(UnbufferedServerConnection::new(config)?),
+        )
     }
 
     fn new(socket: OwnedFd, session: Session) -> Result<Self, LinkError> {
@@ -116,7 +124,11 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// The peer's certificates, once the handshake is over and if it has shown any.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         let state = self.session.state();
-        if state.is_handshaking() { None } else { state.peer_certificates() }
+        if state.is_handshaking() {
+            None
+        } else {
+            state.peer_certificates()
+        }
     }
 
     /// Queues a message for the next [`TlsLink::flush`]. Many small messages share one record.
@@ -133,7 +145,8 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The peer does not read, or the connection is over.
     pub fn queue_data(&mut self, header: DataHeader, data: &[u8]) -> Result<(), LinkError> {
-        self.plain.extend_from_slice(&frame::data_prefix(header, data.len()));
+        self.plain
+            .extend_from_slice(&frame::data_prefix(header, data.len()));
         if data.len() < RECORD_PLAIN_BYTES || self.is_handshaking() {
             self.plain.extend_from_slice(data);
         } else {
@@ -162,7 +175,11 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     }
 
     fn check_bound(&self) -> Result<(), LinkError> {
-        if self.queued_bytes() > MAX_QUEUED_BYTES { Err(LinkError::NotReading) } else { Ok(()) }
+        if self.queued_bytes() > MAX_QUEUED_BYTES {
+            Err(LinkError::NotReading)
+        } else {
+            Ok(())
+        }
     }
 
     /// Bytes that wait to be written.
@@ -259,11 +276,23 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
             let (discard, done) = match &mut self.session {
                 Session::Client(session) => {
                     let status = session.process_tls_records(incoming);
-                    step(status, plain, &mut self.outgoing, &mut self.inbox, &mut self.peer_closed)
+                    step(
+                        status,
+                        plain,
+                        &mut self.outgoing,
+                        &mut self.inbox,
+                        &mut self.peer_closed,
+                    )
                 }
                 Session::Server(session) => {
                     let status = session.process_tls_records(incoming);
-                    step(status, plain, &mut self.outgoing, &mut self.inbox, &mut self.peer_closed)
+                    step(
+                        status,
+                        plain,
+                        &mut self.outgoing,
+                        &mut self.inbox,
+                        &mut self.peer_closed,
+                    )
                 }
             };
             self.incoming.take(discard);
@@ -427,7 +456,9 @@ pub fn peek_server_name(socket: impl AsFd) -> Result<Option<String>, LinkError> 
     let mut rest: &[u8] = &bytes[..seen];
     while !rest.is_empty() {
         let before = rest.len();
-        acceptor.read_tls(&mut (&mut rest as &mut dyn Read)).map_err(|_| LinkError::Closed)?;
+        acceptor
+            .read_tls(&mut (&mut rest as &mut dyn Read))
+            .map_err(|_| LinkError::Closed)?;
         if rest.len() == before {
             break;
         }

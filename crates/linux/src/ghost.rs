@@ -87,6 +87,8 @@ pub struct GhostRequest<'a> {
     /// The process group to join (0: one of its own); `None` stays in the caller's. Only
     /// [`spawn_ghost`] heeds it.
     pub group: Option<i32>,
+    /// The ghost is killed when the thread that starts it ends. Only [`spawn_ghost`] heeds it.
+    pub dies_with_parent: bool,
 }
 
 /// Becomes the ghost; signals that come meanwhile are kept for it. Returns only if that failed, with the descriptors 0 to 4 then undefined.
@@ -109,6 +111,7 @@ pub fn spawn_ghost(request: &GhostRequest<'_>) -> Result<Spawned, Errno> {
     let mut context = Context {
         prepared: Prepared::new(request)?,
         group: request.group,
+        parent: request.dies_with_parent.then(|| rustix::process::getpid().as_raw_nonzero().get()),
         failure: None,
     };
     let context = &raw mut context;
@@ -129,6 +132,7 @@ pub fn spawn_ghost(request: &GhostRequest<'_>) -> Result<Spawned, Errno> {
 struct Context {
     prepared: Prepared,
     group: Option<i32>,
+    parent: Option<i32>,
     failure: Option<Errno>,
 }
 
@@ -142,13 +146,37 @@ extern "C" fn child(context: *mut c_void) -> ! {
             Some(group) => checked(libc::SYS_setpgid, [0, int(group)]).map(|_| ()),
             None => Ok(()),
         };
-        let errno = match joined.and_then(|()| set_signals_or_errno()) {
+        let tied = match (*context).parent {
+            Some(parent) => tie_to(parent),
+            None => Ok(()),
+        };
+        let errno = match joined.and(tied).and_then(|()| set_signals_or_errno()) {
             Ok(()) => prepared.become_ghost(),
             Err(errno) => errno,
         };
         ptr::write_volatile(&raw mut (*context).failure, Some(errno));
     }
     exit(CHILD_FAILED)
+}
+
+/// Asks to be killed with the parent, and sees to it that the parent has not gone before.
+///
+/// # Safety
+/// Only in a child.
+unsafe fn tie_to(parent: i32) -> Result<(), Errno> {
+    // SAFETY: these calls touch nothing of ours.
+    let found = unsafe {
+        checked(
+            libc::SYS_prctl,
+            [int(libc::PR_SET_PDEATHSIG), int(libc::SIGKILL)],
+        )?;
+        checked(libc::SYS_getppid, [])?
+    };
+    if found == int(parent) {
+        Ok(())
+    } else {
+        Err(Errno::CHILD)
+    }
 }
 
 /// The ghost sets its own handlers; until then no handler of ours may run in it, and nothing

@@ -82,6 +82,7 @@ fn become_ghost(control: &OwnedFd, argv: &[CString]) -> Failure {
         stdin_pipe: None,
         stderr: Some(rustix::stdio::stderr()),
         group: None,
+        dies_with_parent: false,
     };
     Box::new(std::io::Error::from(exec_ghost(&request)))
 }

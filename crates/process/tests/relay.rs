@@ -34,7 +34,10 @@ fn bulk_data_passes_through_cat_unchanged() {
     feeder.join().unwrap().unwrap();
     for fd in [&kept.0, &kept.1] {
         let flags = rustix::fs::fcntl_getfl(fd).unwrap();
-        assert!(!flags.contains(OFlags::NONBLOCK), "the shared description was changed");
+        assert!(
+            !flags.contains(OFlags::NONBLOCK),
+            "the shared description was changed"
+        );
     }
     drop(kept);
     rig.detach(task(0));
@@ -65,12 +68,26 @@ fn a_reader_that_leaves_ends_the_program_by_sigpipe() {
     let (from, output) = pipe();
     let kinds = [StdioKind::Null, StdioKind::Relayed, StdioKind::Null];
     rig.attach(task(0), kinds, vec![output]);
-    let child = rig.start(task(0), kinds, &["sh", "-c", "trap - PIPE; exec env --default-signal=PIPE yes"]);
+    let child = rig.start(
+        task(0),
+        kinds,
+        &[
+            "sh",
+            "-c",
+            "trap - PIPE; exec env --default-signal=PIPE yes",
+        ],
+    );
     let mut from = std::fs::File::from(from);
     let mut line = [0; 2];
     rig.until("output", |_| {
-        let set = &mut [rustix::event::PollFd::new(&from, rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let set = &mut [rustix::event::PollFd::new(
+            &from,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         rustix::event::poll(set, Some(&now)).unwrap() == 1
     });
     from.read_exact(&mut line).unwrap();
@@ -98,7 +115,10 @@ fn a_program_that_reads_little_stops_the_deputys_reading() {
     // With the deputy's end closed, the user's other program gets its SIGPIPE as well.
     assert!(feeder.join().unwrap() > 0);
     rig.detach(task(0));
-    assert_eq!(collect(from).join().unwrap(), b"a line that head may want\n");
+    assert_eq!(
+        collect(from).join().unwrap(),
+        b"a line that head may want\n"
+    );
 }
 
 #[test]
@@ -110,7 +130,10 @@ fn files_are_read_and_written_at_the_shared_offset() {
     input.seek(std::io::SeekFrom::Start(10)).unwrap();
     output.write_all(b"before").unwrap();
     let kinds = [StdioKind::Relayed, StdioKind::Relayed, StdioKind::Null];
-    let fds = vec![input.try_clone().unwrap().into(), output.try_clone().unwrap().into()];
+    let fds = vec![
+        input.try_clone().unwrap().into(),
+        output.try_clone().unwrap().into(),
+    ];
     rig.attach(task(0), kinds, fds);
     let child = rig.start(task(0), kinds, &["cat"]);
     assert!(rig.finish(task(0), child).success());
@@ -125,7 +148,10 @@ fn files_are_read_and_written_at_the_shared_offset() {
 #[test]
 fn a_full_device_is_told_to_the_user() {
     let mut rig = Rig::new();
-    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
     let (errors, error) = pipe();
     let kinds = [StdioKind::Null, StdioKind::Relayed, StdioKind::Relayed];
     rig.attach(task(0), kinds, vec![full.into(), error]);
@@ -133,7 +159,10 @@ fn a_full_device_is_told_to_the_user() {
     rig.finish(task(0), child);
     rig.detach(task(0));
     let errors = String::from_utf8(collect(errors).join().unwrap()).unwrap();
-    assert!(errors.starts_with("wiglaf: standard output can't be written: No space"), "{errors}");
+    assert!(
+        errors.starts_with("wiglaf: standard output can't be written: No space"),
+        "{errors}"
+    );
 }
 
 #[test]
@@ -149,8 +178,14 @@ fn the_clusters_words_come_after_the_tasks() {
     let mut some = vec![0; 100_000];
     while arrived < 100_000 {
         rig.turn();
-        let set = &mut [rustix::event::PollFd::new(&both, rustix::event::PollFlags::IN)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let set = &mut [rustix::event::PollFd::new(
+            &both,
+            rustix::event::PollFlags::IN,
+        )];
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         if rustix::event::poll(set, Some(&now)).unwrap() == 1 {
             arrived += rustix::io::read(&both, &mut some[arrived..]).unwrap();
         }
@@ -158,7 +193,15 @@ fn the_clusters_words_come_after_the_tasks() {
     for _ in 0..50 {
         rig.turn();
     }
-    rig.head.send(&ToDeputy::Say { task: task(0), text: "lost n3".into() }, vec![]).unwrap();
+    rig.head
+        .send(
+            &ToDeputy::Say {
+                task: task(0),
+                text: "lost n3".into(),
+            },
+            vec![],
+        )
+        .unwrap();
     let reader = collect(both);
     assert_eq!(rig.hear(), FromDeputy::Said { task: task(0) });
     assert!(rig.finish(task(0), child).success());
@@ -167,7 +210,15 @@ fn the_clusters_words_come_after_the_tasks() {
     assert_eq!(bytes.len(), 300_000 + b"wiglaf: lost n3\n".len());
     assert!(bytes.ends_with(b"wiglaf: lost n3\n"));
     // Of a task that is gone, so that the head never waits in vain.
-    rig.head.send(&ToDeputy::Say { task: task(0), text: "x".into() }, vec![]).unwrap();
+    rig.head
+        .send(
+            &ToDeputy::Say {
+                task: task(0),
+                text: "x".into(),
+            },
+            vec![],
+        )
+        .unwrap();
     assert_eq!(rig.hear(), FromDeputy::Said { task: task(0) });
 }
 
@@ -237,7 +288,9 @@ fn broken_links_and_a_restarted_head_lose_no_byte() {
         }
     });
     for round in 1..=4 {
-        rig.until("progress", |_| count.try_iter().any(|count| count > round * 4 * MIB));
+        rig.until("progress", |_| {
+            count.try_iter().any(|count| count > round * 4 * MIB)
+        });
         let link = rig.accepted.take().unwrap();
         rustix::net::shutdown(&link, rustix::net::Shutdown::Both).unwrap();
         if round == 2 {
@@ -247,7 +300,9 @@ fn broken_links_and_a_restarted_head_lose_no_byte() {
     }
     rig.until("the end", |_| child.try_wait().unwrap().is_some());
     rig.relay.main_ended(&rig.poll, task(0), &mut rig.events);
-    rig.until("drained", |rig| rig.events.contains(&RelayEvent::Drained(task(0))));
+    rig.until("drained", |rig| {
+        rig.events.contains(&RelayEvent::Drained(task(0)))
+    });
     feeder.join().unwrap().unwrap();
     rig.detach(task(0));
     assert!(reader.join().unwrap() == sent);
@@ -274,7 +329,11 @@ fn a_terminal_is_made_resized_and_hung_up() {
     rustix::termios::tcsetwinsize(&screen, size(30, 100)).unwrap();
     let (typed, keyboard) = pipe();
     let kinds = [StdioKind::Terminal; 3];
-    let fds = vec![typed, terminal.try_clone().unwrap(), terminal.try_clone().unwrap()];
+    let fds = vec![
+        typed,
+        terminal.try_clone().unwrap(),
+        terminal.try_clone().unwrap(),
+    ];
     rig.attach(task(0), kinds, fds);
     let script = "stty -echo; stty size; trap 'stty size; exit 3' WINCH; echo ready; \
                   while :; do sleep 0.05; done";
@@ -282,8 +341,14 @@ fn a_terminal_is_made_resized_and_hung_up() {
     let mut shown = String::new();
     let mut see = |rig: &mut Rig, what: &str| {
         rig.until(what, |_| {
-            let set = &mut [rustix::event::PollFd::new(&screen, rustix::event::PollFlags::IN)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let set = &mut [rustix::event::PollFd::new(
+                &screen,
+                rustix::event::PollFlags::IN,
+            )];
+            let now = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
             if rustix::event::poll(set, Some(&now)).unwrap() == 1 {
                 let mut bytes = [0; 1000];
                 let count = rustix::io::read(&screen, &mut bytes).unwrap();
@@ -294,10 +359,15 @@ fn a_terminal_is_made_resized_and_hung_up() {
     };
     see(&mut rig, "ready\r\n");
     rustix::termios::tcsetwinsize(&screen, size(41, 123)).unwrap();
-    rig.head.send(&ToDeputy::WindowChanged { task: task(0) }, vec![]).unwrap();
+    rig.head
+        .send(&ToDeputy::WindowChanged { task: task(0) }, vec![])
+        .unwrap();
     see(&mut rig, "41 123\r\n");
     assert_eq!(rig.finish(task(0), child).code(), Some(3));
-    assert!(shown.starts_with("24 80\r\n") || shown.starts_with("30 100\r\n"), "{shown}");
+    assert!(
+        shown.starts_with("24 80\r\n") || shown.starts_with("30 100\r\n"),
+        "{shown}"
+    );
     drop(keyboard);
     rig.detach(task(0));
     let flags = rustix::fs::fcntl_getfl(&terminal).unwrap();
@@ -311,10 +381,26 @@ fn the_end_of_what_is_typed_ends_a_reader_of_lines() {
     let kinds = [StdioKind::Terminal, StdioKind::Relayed, StdioKind::Null];
     rig.attach(task(0), kinds, vec![typed, output]);
     let child = rig.start(task(0), kinds, &["cat"]);
-    feed(keyboard, b"a line\n".to_vec()).join().unwrap().unwrap();
+    feed(keyboard, b"a line\n".to_vec())
+        .join()
+        .unwrap()
+        .unwrap();
     assert!(rig.finish(task(0), child).success());
     rig.detach(task(0));
     assert_eq!(collect(from).join().unwrap(), b"a line\n");
+}
+
+#[test]
+fn a_task_that_only_reads_is_answered_too() {
+    let mut rig = Rig::new();
+    let (input, to) = pipe();
+    let kinds = [StdioKind::Relayed, StdioKind::Null, StdioKind::Null];
+    rig.attach(task(0), kinds, vec![input]);
+    let child = rig.start(task(0), kinds, &["cat"]);
+    // Until then the link counts as one that nobody answers on.
+    rig.until("an answer", |rig| rig.relay.deadline().is_none());
+    drop(to);
+    assert!(rig.finish(task(0), child).success());
 }
 
 #[test]
@@ -332,7 +418,9 @@ fn one_stuck_task_does_not_hold_up_another() {
         rig.detach(task(index));
         assert_eq!(collect(from).join().unwrap(), b"free\n");
     }
-    rig.head.send(&ToDeputy::Detach { task: task(0) }, vec![]).unwrap();
+    rig.head
+        .send(&ToDeputy::Detach { task: task(0) }, vec![])
+        .unwrap();
     first.kill().unwrap();
     first.wait().unwrap();
 }
@@ -348,10 +436,15 @@ fn what_a_task_leaves_running_does_not_hold_its_end() {
     rig.relay.main_ended(&rig.poll, task(0), &mut rig.events);
     assert_eq!(rig.events, []);
     rig.relay.cut_outputs(&rig.poll, task(0), &mut rig.events);
-    rig.until("drained", |rig| rig.events == [RelayEvent::Drained(task(0))]);
+    rig.until("drained", |rig| {
+        rig.events == [RelayEvent::Drained(task(0))]
+    });
     rig.detach(task(0));
     let pid = String::from_utf8(collect(from).join().unwrap()).unwrap();
-    let killed = std::process::Command::new("kill").arg(pid.trim()).status().unwrap();
+    let killed = std::process::Command::new("kill")
+        .arg(pid.trim())
+        .status()
+        .unwrap();
     assert!(killed.success());
 }
 
@@ -407,12 +500,18 @@ fn throughput() {
             .stdout(to)
             .spawn()
             .unwrap();
-        let mut sink =
-            std::process::Command::new("wc").arg("-c").stdin(from).spawn().unwrap();
+        let mut sink = std::process::Command::new("wc")
+            .arg("-c")
+            .stdin(from)
+            .spawn()
+            .unwrap();
         assert!(rig.finish(task(0), child).success());
         let seconds = started.elapsed().as_secs_f64();
         rig.detach(task(0));
         assert!(source.wait().unwrap().success() && sink.wait().unwrap().success());
-        println!("round {round}: {:.0} MB/s through cat and back", 1073.741_824 / seconds);
+        println!(
+            "round {round}: {:.0} MB/s through cat and back",
+            1_073.741_824 / seconds
+        );
     }
 }

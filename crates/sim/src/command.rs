@@ -107,8 +107,8 @@ impl World {
             .filter(|pid| !self.pids.contains_key(pid))
             .collect();
         let pid = self.rng.pick(&free)?;
-        // In clock ticks.
-        let start_time = self.now_ms / 10;
+        // A PID does not come round within a clock tick.
+        let start_time = self.order;
         self.pids.insert(pid, start_time);
         Some((pid, start_time))
     }
@@ -372,7 +372,7 @@ impl World {
                 }
             }
         }
-        orphaned.iter().for_each(|parent| drop(self.pids.remove(parent)));
+        self.pids.retain(|pid, _| !orphaned.contains(pid));
         let over: Vec<_> = (0..self.commands.len())
             .filter(|number| {
                 self.commands[*number].is_over() && self.commands[*number].client.is_some()

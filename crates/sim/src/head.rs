@@ -290,10 +290,13 @@ impl World {
                     self.take_early();
                 }
             }
-            KeeperSays::Deputy(deputy) => {
+            KeeperSays::Deputy(deputy, message) => {
                 head.deputies.insert(deputy);
                 let queue = head.deputy_queues.remove(&deputy).unwrap_or_default();
                 queue.into_iter().for_each(|message| self.send_deputy(deputy, message));
+                let delay_ms = self.local_ms();
+                let wire = Wire::DeputyToHead(deputy);
+                self.send(wire, delay_ms, Event::DeputyToHead { life, deputy, message });
             }
             KeeperSays::Gone => {
                 head.deputies.clear();

@@ -54,7 +54,8 @@ pub(crate) struct Deputy {
 #[derive(Debug)]
 pub(crate) enum KeeperSays {
     Message(FromKeeper),
-    Deputy(DeputyId),
+    /// A deputy's channel, and what it says there first.
+    Deputy(DeputyId, FromDeputy),
     /// The channel is closed.
     Gone,
 }
@@ -138,9 +139,9 @@ impl World {
     }
 
     fn give_channel(&mut self, deputy: DeputyId) {
-        self.keeper_tells(KeeperSays::Deputy(deputy));
         let tasks = self.keeper.deputies.get(&deputy).map(|d| d.attached.keys().copied().collect());
-        self.deputy_says(deputy, FromDeputy::Ready { tasks: tasks.unwrap_or_default() });
+        let ready = FromDeputy::Ready { tasks: tasks.unwrap_or_default() };
+        self.keeper_tells(KeeperSays::Deputy(deputy, ready));
     }
 
     pub(crate) fn deputy_starts(&mut self, keeper: u64, deputy: DeputyId) {

@@ -46,7 +46,6 @@ pub(crate) enum HeadEnd {
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) node: NodeId,
-    pub(crate) agent_life: u64,
     pub(crate) agent_open: bool,
     pub(crate) head: HeadEnd,
     up: VecDeque<Up>,
@@ -54,13 +53,12 @@ pub(crate) struct Conn {
 }
 
 impl World {
-    pub(crate) fn dial(&mut self, node: NodeId, agent_life: u64) -> ConnId {
+    pub(crate) fn dial(&mut self, node: NodeId) -> ConnId {
         self.conn_count += 1;
         let id = self.conn_count;
         self.forget_dead_connections();
         let conn = Conn {
             node,
-            agent_life,
             agent_open: true,
             head: HeadEnd::Closed,
             up: VecDeque::new(),

@@ -42,6 +42,7 @@ pub(crate) struct Machine {
 /// One life of an agent, with all its processes.
 pub(crate) struct Life {
     pub(crate) core: Core,
+    pub(crate) incarnation: Incarnation,
     pub(crate) conn: Option<ConnId>,
     pub(crate) dialling: Option<ConnId>,
     pub(crate) processes: BTreeMap<TaskId, Process>,
@@ -129,6 +130,7 @@ impl World {
         let facts = Facts { cpus: 2, ..Facts::default() };
         machine.life = Some(Life {
             core: Core::new(incarnation, facts, &format!("n{node}")),
+            incarnation,
             conn: None,
             dialling: None,
             processes: BTreeMap::new(),
@@ -207,7 +209,7 @@ impl World {
         use core::Effect;
         match effect {
             Effect::Dial => {
-                let conn = self.dial(node, number);
+                let conn = self.dial(node);
                 if let Some(life) = self.life(node) {
                     life.dialling = Some(conn);
                 }

@@ -39,7 +39,10 @@ impl World {
         };
         self.summary.tasks += 1;
         let node = self.head.as_ref().and_then(|head| head.reactor.nodes().get(record.node));
-        let is_down = node.is_some_and(|node| node.presence == Presence::Absent);
+        // The head may not have heard yet that the life that it knows is over.
+        let life = self.nodes.get(&record.node).and_then(|machine| machine.life.as_ref());
+        let is_down = node.is_some_and(|node| node.presence == Presence::Absent)
+            || life.map(|life| life.incarnation) != record.incarnation;
         let truth = Truth {
             node: record.node,
             pid,
@@ -91,7 +94,9 @@ impl World {
         let Some(truth) = self.truths.get(&task).cloned() else { return };
         if truth.own_end.as_ref().is_some_and(|own| ghost_end(own) == end) {
             self.summary.own_ends += 1;
-        } else if matches!(end, GhostEnd::Exit(EXIT_CLUSTER_FAILED)) {
+            return;
+        }
+         if matches!(end, GhostEnd::Exit(EXIT_CLUSTER_FAILED)) {
             self.summary.failed += 1;
         }
         if truth.interfered {
@@ -105,7 +110,6 @@ impl World {
             return;
         }
         match &truth.own_end {
-            Some(own) if ghost_end(own) == end => {}
             Some(own) => {
                 let text = format!("task {task} ended by {own:?} and was told as {end:?}");
                 self.violated("P2", text);

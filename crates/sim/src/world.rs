@@ -20,7 +20,7 @@ use crate::truth::Truth;
 use crate::{Summary, Violation};
 
 /// Events that a report shows.
-const TRACE_LENGTH: usize = 250;
+const TRACE_LENGTH: usize = 2000;
 /// A run that takes more goes round in circles.
 const MAX_STEPS: u64 = 100_000;
 /// So that a clock that runs slow is not below zero.
@@ -66,7 +66,7 @@ pub(crate) struct World {
     pub(crate) rng: Rng,
     pub(crate) now_ms: u64,
     queue: BTreeMap<(u64, u64), Event>,
-    order: u64,
+    pub(crate) order: u64,
     /// Per ordered channel: when the last message that is under way arrives.
     clocks: BTreeMap<Wire, u64>,
     pub(crate) store: Store,

@@ -133,7 +133,9 @@ fn several_tasks_are_labelled_gathered_and_counted() {
     assert_eq!(ranks, ["0/5", "1/5", "2/5", "3/5", "4/5"]);
     let worst = cluster.wiglaf(&["run", "-a", "sh", "-c", "exit $WIGLAF_RANK"]);
     assert_eq!(worst.status.code(), Some(2));
-    let rows = cluster.json(&["run", "-a", "--json", "sh", "-c", "echo $WIGLAF_NODE; exit 3"]);
+    let ended = cluster.wiglaf(&["run", "-a", "--json", "sh", "-c", "echo $WIGLAF_NODE; exit 3"]);
+    assert_eq!(ended.status.code(), Some(3));
+    let rows: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
     assert_eq!(rows[1]["stdout"], "n2\n");
     assert_eq!(rows[2]["exit_code"], 3);
 }

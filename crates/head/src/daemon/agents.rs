@@ -65,6 +65,8 @@ impl Daemon {
                 self.unproven.insert(number, (connection, deadline));
             }
             Ok(None) => {}
+            // An agent that has its certificate hangs up and comes again.
+            Err(LinkError::Closed) => {}
             Err(error) => log(&format!("a connection was refused: {error}")),
         }
     }

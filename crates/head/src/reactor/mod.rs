@@ -9,7 +9,7 @@ mod tasks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use wiglaf_wire::agent::{FromAgent, Process, ToAgent};
 use wiglaf_wire::client::{JobInfo, Reply, Request, RunRequest};
@@ -140,6 +140,8 @@ pub struct Reactor {
     kept: VecDeque<JobInfo>,
     waiting: VecDeque<Waiting>,
     deputies: BTreeMap<Credential, DeputyId>,
+    /// Those that listen.
+    ready_deputies: BTreeSet<DeputyId>,
     next_job: u64,
     next_deputy: u64,
     next_list: u64,
@@ -178,6 +180,7 @@ impl Reactor {
             kept: kept.into(),
             waiting: VecDeque::new(),
             deputies: BTreeMap::new(),
+            ready_deputies: BTreeSet::new(),
             next_job,
             next_deputy: next_job,
             next_list: 1,
@@ -222,7 +225,9 @@ impl Reactor {
             .values()
             .flat_map(|job| job.tasks.values())
             .any(|task| task.uncertain)
-            .then_some(self.resume_until_ms);
+            .then_some(self.resume_until_ms)
+            // Once that is over, what is uncertain waits for its node.
+            .filter(|at| *at != 0);
         fences.chain(jobs).chain(lists).chain(resume).min()
     }
 

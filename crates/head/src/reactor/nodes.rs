@@ -3,6 +3,7 @@
 use wiglaf_wire::agent::{FromAgent, TaskReport, ToAgent};
 use wiglaf_wire::client::{NodeState, Reply};
 use wiglaf_wire::id::{Incarnation, NodeId};
+use wiglaf_wire::keeper::ToKeeper;
 use wiglaf_wire::status::{Status, Usage};
 
 use super::{Effect, Reactor};
@@ -96,6 +97,7 @@ impl Reactor {
                 }
             }
         }
+        let incarnation = self.nodes.get(id).and_then(|node| node.incarnation);
         let ours: Vec<_> = self
             .nodes
             .get(id)
@@ -105,11 +107,17 @@ impl Reactor {
             let Some((job, task)) = self.task(task_id) else { continue };
             let is_killed =
                 task.ghost_died.is_some() || task.verdict.is_some() || job.timed_out;
-            let reported = reports.iter().any(|report| report.task == task_id);
+            let reported = reports.iter().find(|report| report.task == task_id);
             if task.phase.is_over_on_node() {
                 continue;
             }
-            if reported {
+            if let Some(report) = reported {
+                // What happened to it while nobody heard of the node.
+                let state = match report.stopped {
+                    Some(signal) => ToKeeper::Stop { task: task_id, signal },
+                    None => ToKeeper::Continue { task: task_id },
+                };
+                effects.push(Effect::ToKeeper(state));
                 if is_killed {
                     effects.push(Effect::ToNode(id, ToAgent::Kill { task: task_id }));
                 }
@@ -121,7 +129,17 @@ impl Reactor {
                     let message = ToAgent::Signal { task: task_id, signal, scope };
                     effects.push(Effect::ToNode(id, message));
                 }
-            } else if task.phase == Phase::Running || is_killed {
+            } else if task.incarnation != incarnation {
+                // The head was restarted meanwhile; whether the life before had started it is
+                // not known to anybody any more.
+                let name = self.nodes.name(id);
+                let reason = format!("{name} was started again while the command ran there; run it again");
+                let status = Status::cluster_failed(reason);
+                self.task_ended(task_id, status, Usage::default(), effects);
+            } else if task.phase == Phase::Running
+                || is_killed
+                || (task.uncertain && self.resume_until_ms == 0)
+            {
                 // The same life of the agent ran it and has forgotten it: it forgets only what
                 // was acknowledged or what its lease ended.
                 let name = self.nodes.name(id);
@@ -168,13 +186,13 @@ impl Reactor {
             }
             FromAgent::Stopped { task, signal } => {
                 if self.task(task).is_some_and(|(_, task)| task.node == id) {
-                    let stop = wiglaf_wire::keeper::ToKeeper::Stop { task, signal };
+                    let stop = ToKeeper::Stop { task, signal };
                     effects.push(Effect::ToKeeper(stop));
                 }
             }
             FromAgent::Continued { task } => {
                 if self.task(task).is_some_and(|(_, task)| task.node == id) {
-                    let go_on = wiglaf_wire::keeper::ToKeeper::Continue { task };
+                    let go_on = ToKeeper::Continue { task };
                     effects.push(Effect::ToKeeper(go_on));
                 }
             }
@@ -220,7 +238,8 @@ impl Reactor {
         let tasks: Vec<_> = node.tasks.iter().copied().collect();
         for task in tasks {
             let Some((_, found)) = self.task(task) else { continue };
-            if found.phase.is_over_on_node() && found.phase != Phase::Placed {
+            // What was not launched is ended when its ghost is there to be told.
+            if found.phase.is_over_on_node() {
                 continue;
             }
             let reason = format!("{name} {how} while the command ran there; run it again");

@@ -126,8 +126,11 @@ impl Reactor {
     fn resumed_job(&self, caller: &Caller) -> Option<&Job> {
         let id = self.task_by_pid(caller.pid)?;
         let (job, task) = self.task(id)?;
-        (job.credential == caller.credential && task.ghost_died.is_none() && job.client.is_none())
-            .then_some(job)
+        (job.credential == caller.credential
+            && task.start_time == caller.start_time
+            && task.ghost_died.is_none()
+            && job.client.is_none())
+        .then_some(job)
     }
 
     /// The task that such a command brings its descriptors for once more, and how many streams
@@ -258,13 +261,20 @@ impl Reactor {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         if let Some(id) = self.resumed_job(caller).map(|job| TaskId { job: job.id, index }) {
-            if let Some(task) = self.task_mut(id) {
-                task.uncertain = false;
-                self.launch(id, effects);
-                effects.push(Effect::Reply(caller.client, Reply::Go { task: id }));
+            if let Some(job) = self.jobs.get_mut(&id.job) {
+                job.client = Some(caller.client);
             }
+            self.go_on(id, effects);
             return Ok(());
         }
+        let incarnation = self
+            .jobs
+            .values()
+            .rev()
+            .find(|job| job.client == Some(caller.client))
+            .and_then(|job| job.tasks.get(&index))
+            .and_then(|task| self.nodes.get(task.node))
+            .and_then(|node| node.incarnation);
         let job = self.jobs.values_mut().rev().find(|job| job.client == Some(caller.client));
         let Some(job) = job else {
             return Err(Refusal::new("this command has no job", "run it again"));
@@ -279,6 +289,8 @@ impl Reactor {
         }
         task.phase = Phase::Seizing;
         task.pid = pid;
+        task.start_time = start_time;
+        task.incarnation = incarnation;
         task.mode = mode;
         let Some((job, task)) = self.task(id) else { return Ok(()) };
         let record = TaskRecord::of(job, task).to_bytes();
@@ -532,6 +544,9 @@ fn new_task(id: TaskId, node: NodeId, deputy: DeputyId) -> Task {
         id,
         node,
         pid: Pid(0),
+        start_time: 0,
+        incarnation: None,
+        awaits_deputy: false,
         phase: Phase::Placed,
         ghost_died: None,
         verdict: None,

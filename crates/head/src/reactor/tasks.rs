@@ -79,15 +79,40 @@ impl Reactor {
 
     fn seized(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
         let Some(task) = self.task_mut(id) else { return };
-        if task.phase != Phase::Seizing {
+        if task.phase == Phase::Seizing {
+            self.go_on(id, effects);
+        }
+    }
+
+    /// A task's ghost is there, and the daemon has its descriptors: launches it, unless that was
+    /// done or is not wanted any more, and lets the command go.
+    pub(super) fn go_on(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
+        let Some((job, task)) = self.task(id) else { return };
+        let (client, phase, name) = (job.client, task.phase.clone(), self.nodes.name(task.node));
+        let is_down = self.nodes.get(task.node).is_none_or(|n| n.presence == Presence::Absent);
+        let is_new = phase == Phase::Seizing;
+        let is_doomed = task.verdict.is_some() || job.timed_out || is_down;
+        let has_deputy = self.ready_deputies.contains(&task.deputy);
+        let Some(task) = self.task_mut(id) else { return };
+        // A command that is let go has its streams in the deputy's hands: it can't bring them
+        // again, should the head die now.
+        task.awaits_deputy = !has_deputy && !task.deputy_gone && !(is_new && is_doomed);
+        if task.awaits_deputy {
             return;
         }
-        task.phase = Phase::Launching;
-        self.launch(id, effects);
-        let Some((job, task)) = self.task(id) else { return };
+        if is_new && is_doomed {
+            task.phase = Phase::Launching;
+            task.deputy_gone = true;
+            let reason = format!("{name} went down before the command was launched; run it again");
+            self.task_ended(id, Status::cluster_failed(reason), Usage::default(), effects);
+        } else if !is_doomed && (is_new || phase == Phase::Launching) {
+            task.phase = Phase::Launching;
+            task.uncertain = false;
+            self.launch(id, effects);
+        }
         // Whoever has named the last ghost is done with us; the job lives on without a client.
-        if let Some(client) = job.client {
-            effects.push(Effect::Reply(client, Reply::Go { task: task.id }));
+        if let Some(client) = client {
+            effects.push(Effect::Reply(client, Reply::Go { task: id }));
         }
     }
 
@@ -107,7 +132,13 @@ impl Reactor {
                 deputy: task.deputy,
                 spec: Box::new(spec),
             };
-            effects.push(Effect::ToNode(task.node, launch));
+            let (node, incarnation) = (task.node, self.nodes.get(task.node).and_then(|n| n.incarnation));
+            effects.push(Effect::ToNode(node, launch));
+            let Some(task) = self.task_mut(id) else { return };
+            task.incarnation = incarnation;
+            for (signal, scope) in std::mem::take(&mut task.pending_signals) {
+                effects.push(Effect::ToNode(node, ToAgent::Signal { task: id, signal, scope }));
+            }
         }
     }
 
@@ -236,6 +267,10 @@ impl Reactor {
         match message {
             FromDeputy::Said { task } => self.finish(task, effects),
             FromDeputy::Ready { tasks } => {
+                self.ready_deputies.insert(deputy);
+                for id in self.tasks_of(deputy).filter(|t| t.awaits_deputy).map(|t| t.id).collect::<Vec<_>>() {
+                    self.go_on(id, effects);
+                }
                 // What ended while the head was away, or is still untold.
                 for id in tasks {
                     match self.task(id).map(|(_, task)| task.phase.clone()) {
@@ -264,13 +299,9 @@ impl Reactor {
 
     fn deputy_gone(&mut self, deputy: DeputyId, how: &str, effects: &mut Vec<Effect>) {
         self.deputies.retain(|_, id| *id != deputy);
-        let theirs: Vec<_> = self
-            .jobs
-            .values()
-            .flat_map(|job| job.tasks.values())
-            .filter(|task| task.deputy == deputy)
-            .map(|task| (task.id, task.node, task.phase.clone()))
-            .collect();
+        self.ready_deputies.remove(&deputy);
+        let theirs: Vec<_> =
+            self.tasks_of(deputy).map(|task| (task.id, task.node, task.phase.clone())).collect();
         let reason = format!(
             "the deputy that passed on this task's input and output {how}; run the command again"
         );
@@ -281,9 +312,20 @@ impl Reactor {
             match phase {
                 Phase::Telling(_) => self.finish(id, effects),
                 Phase::Finishing(_) => {}
-                _ => self.condemn(id, node, &reason, effects),
+                phase => {
+                    self.condemn(id, node, &reason, effects);
+                    let awaits = self.task(id).is_some_and(|(_, task)| task.awaits_deputy);
+                    if awaits && phase == Phase::Seizing {
+                        self.go_on(id, effects);
+                    }
+                }
             }
         }
+    }
+
+    fn tasks_of(&self, deputy: DeputyId) -> impl Iterator<Item = &Task> {
+        let all = self.jobs.values().flat_map(|job| job.tasks.values());
+        all.filter(move |task| task.deputy == deputy)
     }
 
     /// The cluster has failed this task: its node kills it, and when that is confirmed the user is
@@ -298,6 +340,12 @@ impl Reactor {
     pub(super) fn keeper_lost(&mut self, _now_ms: u64, effects: &mut Vec<Effect>) {
         // The ghosts have seen the same end of file and have ended with 125 by themselves.
         self.deputies.clear();
+        self.ready_deputies.clear();
+        // A command that still launches waits for a word; the others don't listen.
+        for client in self.jobs.values().filter_map(|job| job.client) {
+            let text = "the keeper has died while this was launched; run it again";
+            effects.push(Effect::Reply(client, refused(text)));
+        }
         let all: Vec<_> = self
             .jobs
             .values()
@@ -399,6 +447,15 @@ impl Reactor {
         }
         let job = self.jobs.entry(id.job).or_insert_with(|| record.to_job());
         job.tasks.insert(id.index, record.to_task());
+        if !self.deputies.values().any(|deputy| *deputy == record.deputy) {
+            // It died while no head was there to be told.
+            if let Some(task) = self.task_mut(id) {
+                task.deputy_gone = true;
+            }
+            let reason = "the deputy that passed on this task's input and output has died; \
+                          run the command again";
+            self.condemn(id, record.node, reason, effects);
+        }
         if let Some(end) = ghost.died {
             self.ghost_died(id, end, effects);
         }
@@ -426,20 +483,21 @@ impl Reactor {
                 .values()
                 .flat_map(|job| job.tasks.values())
                 .filter(|task| task.uncertain && task.phase == Phase::Launching)
-                .map(|task| (task.id, task.node))
+                // One that is silent may run it; its hello or its fence will tell.
+                .filter(|task| {
+                    self.nodes.get(task.node).is_some_and(|n| n.presence == Presence::Connected)
+                })
+                .map(|task| task.id)
                 .collect();
-            for (id, node) in lost {
+            for id in lost {
                 // Had the launch reached its node, the node's hello would have told of it.
                 let reason = "the head was restarted while this was launched; run it again";
                 if let Some(task) = self.task_mut(id) {
                     task.uncertain = false;
                     task.deputy_gone = true;
                 }
-                self.condemn(id, node, reason, effects);
-                if self.nodes.get(node).is_some_and(|n| n.presence == Presence::Connected) {
-                    let status = Status::cluster_failed(reason);
-                    self.task_ended(id, status, Usage::default(), effects);
-                }
+                let status = Status::cluster_failed(reason);
+                self.task_ended(id, status, Usage::default(), effects);
             }
         }
         self.check_lists(now_ms, effects);

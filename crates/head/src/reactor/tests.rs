@@ -3,7 +3,7 @@
 use wiglaf_wire::agent::{FromAgent, Machine, SignalScope, TaskReport, ToAgent};
 use wiglaf_wire::client::{NodeSelection, Reply, Request, RunRequest};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
-use wiglaf_wire::id::{Incarnation, JobId, NodeId, Pid, TaskId};
+use wiglaf_wire::id::{DeputyId, Incarnation, JobId, NodeId, Pid, TaskId};
 use wiglaf_wire::keeper::{FromKeeper, GhostEnd, GhostMode, GhostReport, ToKeeper};
 use wiglaf_wire::launch::{Credential, LaunchSpec, StdioKind, WindowSize};
 use wiglaf_wire::status::{Status, Usage};
@@ -15,6 +15,7 @@ use crate::node_table::NodeTable;
 const LEASE_MS: u64 = 1_000;
 const MARGIN_MS: u64 = 100;
 const N1: NodeId = NodeId(1);
+const DEPUTY: DeputyId = DeputyId(1);
 const LIFE: Incarnation = Incarnation(77);
 
 struct World {
@@ -55,6 +56,7 @@ impl World {
     fn launch(&mut self) -> TaskId {
         self.event(Event::Request(caller(), Request::Run(Box::new(run_request(0)))));
         self.event(ghost());
+        self.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
         let task = TaskId { job: JobId(1), index: 0 };
         let effects = self.event(Event::FromKeeper(FromKeeper::Seized { task }));
         assert!(effects.iter().any(|e| matches!(e, Effect::ToNode(N1, ToAgent::Launch { .. }))));
@@ -286,6 +288,7 @@ fn a_timeout_kills_and_is_told_as_124() {
     world.join(vec![]);
     world.event(Event::Request(caller(), Request::Run(Box::new(run_request(300)))));
     world.event(ghost());
+    world.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
     let task = TaskId { job: JobId(1), index: 0 };
     world.event(Event::FromKeeper(FromKeeper::Seized { task }));
     world.event(Event::FromNode(N1, FromAgent::Started { task }));
@@ -305,8 +308,10 @@ fn restarted(world: &mut World) -> World {
     next.now_ms = world.now_ms + 50;
     let task = TaskId { job: JobId(1), index: 0 };
     let report = GhostReport { task, pid: Pid(4242), record, died: None };
-    let inventory = FromKeeper::Inventory { ghosts: vec![report], deputies: vec![] };
+    let deputies = vec![(DEPUTY, caller().credential)];
+    let inventory = FromKeeper::Inventory { ghosts: vec![report], deputies };
     next.event(Event::FromKeeper(inventory));
+    next.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![task] }));
     next
 }
 

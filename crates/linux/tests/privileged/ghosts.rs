@@ -94,6 +94,7 @@ impl Haunted {
             stdin_pipe,
             stderr,
             group: None,
+            dies_with_parent: false,
         })
         .expect("a ghost");
         let haunted = Haunted {
@@ -336,6 +337,7 @@ fn pumps_a_terminal_and_restores_it() {
         stdin_pipe: Some(output_write.as_fd()),
         stderr: None,
         group: Some(0),
+        dies_with_parent: false,
     })
     .expect("a ghost");
     drop((output_write, theirs));
@@ -407,6 +409,7 @@ fn by_exec() {
             stdin_pipe: None,
             stderr: None,
             group: None,
+            dies_with_parent: false,
         });
         panic!("{errno}");
     };

@@ -48,7 +48,9 @@ struct Waiting {
 impl Deputy {
     /// An agent's connection, handed over by the head.
     pub(super) fn accept(&mut self, socket: OwnedFd) {
-        let Some(config) = self.identity.clone() else { return };
+        let Some(config) = self.identity.clone() else {
+            return;
+        };
         if self.links.len() >= MAX_LINKS {
             return;
         }
@@ -60,7 +62,12 @@ impl Deputy {
         match carrier {
             Some(carrier) => {
                 let accepted_at = Instant::now();
-                let link = Link { carrier, node: None, accepted_at, waiting: Vec::new() };
+                let link = Link {
+                    carrier,
+                    node: None,
+                    accepted_at,
+                    waiting: Vec::new(),
+                };
                 self.links.insert(token.0, link);
             }
             None => self.tokens.forget(token),
@@ -68,7 +75,9 @@ impl Deputy {
     }
 
     pub(super) fn link_ready(&mut self, id: LinkId, ready: Ready) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         link.carrier.settle(&self.poll);
         if ready.readable {
             link.carrier.receive();
@@ -93,7 +102,9 @@ impl Deputy {
     fn take_frames(&mut self, id: LinkId) -> Vec<TaskId> {
         let mut reports: Vec<(TaskId, Stream)> = Vec::new();
         let mut touched = Vec::new();
-        let Some(link) = self.links.get_mut(&id) else { return touched };
+        let Some(link) = self.links.get_mut(&id) else {
+            return touched;
+        };
         let carrier = &mut link.carrier;
         loop {
             let message = match carrier.next_frame() {
@@ -120,7 +131,9 @@ impl Deputy {
                     break;
                 }
             };
-            let Some(task) = task_of(&message) else { continue };
+            let Some(task) = task_of(&message) else {
+                continue;
+            };
             let entry = self.tasks.get_mut(&task);
             if let Relay::Attach { .. } = message {
                 match entry {
@@ -135,7 +148,11 @@ impl Deputy {
                     }
                     None => {
                         let until = Instant::now() + ATTACH_WAIT;
-                        link.waiting.push(Waiting { task, until, messages: Vec::new() });
+                        link.waiting.push(Waiting {
+                            task,
+                            until,
+                            messages: Vec::new(),
+                        });
                     }
                 }
             } else if let Some(entry) = entry.filter(|entry| entry.link == Some(id)) {
@@ -162,10 +179,14 @@ impl Deputy {
 
     /// The head has named a task: its agent may have asked for it already.
     pub(super) fn bind_waiting(&mut self, task: TaskId) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         let mut bound = None;
         for (&id, link) in &mut self.links {
-            let Some(at) = link.waiting.iter().position(|one| one.task == task) else { continue };
+            let Some(at) = link.waiting.iter().position(|one| one.task == task) else {
+                continue;
+            };
             let waiting = link.waiting.swap_remove(at);
             if link.node == Some(entry.node) {
                 entry.link = Some(id);
@@ -189,7 +210,9 @@ impl Deputy {
     }
 
     fn unstall(&mut self, id: LinkId) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         while !link.carrier.is_congested()
             && let Some((task, stream)) = link.carrier.stalled.pop_front()
         {
@@ -197,14 +220,18 @@ impl Deputy {
                 && entry.link == Some(id)
             {
                 let carrier = &mut link.carrier;
-                entry.streams.unstall(&self.poll, stream, carrier, &mut self.buffers);
+                entry
+                    .streams
+                    .unstall(&self.poll, stream, carrier, &mut self.buffers);
             }
         }
     }
 
     /// Sends what is queued, and looks whether the link still stands.
     pub(super) fn settle(&mut self, id: LinkId) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         link.carrier.settle(&self.poll);
         if link.carrier.failure().is_some() {
             self.drop_link(id);
@@ -212,11 +239,17 @@ impl Deputy {
     }
 
     fn drop_link(&mut self, id: LinkId) {
-        let Some(link) = self.links.remove(&id) else { return };
+        let Some(link) = self.links.remove(&id) else {
+            return;
+        };
         self.tokens.forget(link.carrier.token());
         link.carrier.close(&self.poll);
         // The agent dials again, and the streams go on.
-        for entry in self.tasks.values_mut().filter(|entry| entry.link == Some(id)) {
+        for entry in self
+            .tasks
+            .values_mut()
+            .filter(|entry| entry.link == Some(id))
+        {
             entry.link = None;
             entry.streams.unlink(&self.poll);
         }
@@ -230,10 +263,16 @@ impl Deputy {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         let due = |link: &Link| link.deadline().is_some_and(|at| at <= now);
-        let ids: Vec<_> =
-            self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
+        let ids: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| due(link))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
-            let Some(link) = self.links.get_mut(&id) else { continue };
+            let Some(link) = self.links.get_mut(&id) else {
+                continue;
+            };
             if link.node.is_none() {
                 self.drop_link(id);
                 continue;
@@ -272,9 +311,22 @@ fn task_of(message: &Relay) -> Option<TaskId> {
 /// A task's agent is there: it learns where the streams go on, and the terminal's size.
 fn welcome(entry: &mut Task, carrier: &mut Carrier) {
     entry.streams.link(carrier);
+    let task = entry.streams.task;
+    if entry.streams.sinks.iter().all(Option::is_none) {
+        // The agent waits for an answer; a task that only reads has no other yet.
+        let stream = Stream::Output;
+        carrier.say(&Relay::Passed {
+            task,
+            stream,
+            offset: 0,
+        });
+    }
     if entry.has_terminal
         && let Some(window) = entry.window()
     {
-        carrier.say(&Relay::Resize { task: entry.streams.task, window });
+        carrier.say(&Relay::Resize {
+            task: entry.streams.task,
+            window,
+        });
     }
 }

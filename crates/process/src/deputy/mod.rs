@@ -71,8 +71,9 @@ pub fn serve(control: OwnedFd) -> Result<(), DeputyError> {
     let mut deputy = Deputy::new(control)?;
     let mut ready = Vec::new();
     loop {
-        let timeout =
-            deputy.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = deputy
+            .deadline()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         deputy.poll.wait(&mut ready, timeout)?;
         for &event in &ready {
             if event.token == CONTROL_TOKEN {
@@ -150,7 +151,10 @@ impl Deputy {
             identity: None,
             tasks: HashMap::new(),
             links: HashMap::new(),
-            tokens: Tokens { next: FIRST_OWN_TOKEN, targets: HashMap::new() },
+            tokens: Tokens {
+                next: FIRST_OWN_TOKEN,
+                targets: HashMap::new(),
+            },
             buffers: Buffers::default(),
         })
     }
@@ -197,7 +201,9 @@ impl Deputy {
     /// A new head, or the first: it is told what there is, and replaces the one before.
     fn set_head(&mut self, socket: OwnedFd) {
         self.drop_head();
-        let Ok(mut head) = HeadChannel::new(socket) else { return };
+        let Ok(mut head) = HeadChannel::new(socket) else {
+            return;
+        };
         if self.poll.add(&head, HEAD_TOKEN, Interest::Read).is_err() {
             return;
         }
@@ -234,7 +240,9 @@ impl Deputy {
 
     fn take_messages(&mut self) -> Result<(), LinkError> {
         while let Some(head) = &mut self.head {
-            let Some(message) = head.next_message()? else { break };
+            let Some(message) = head.next_message()? else {
+                break;
+            };
             self.obey(message)?;
         }
         Ok(())
@@ -246,7 +254,9 @@ impl Deputy {
         if waits != self.head_waits_for_room {
             self.head_waits_for_room = waits;
             // Fails only for a set that is broken itself.
-            let _ = self.poll.modify(&*head, HEAD_TOKEN, Interest::read_and(waits));
+            let _ = self
+                .poll
+                .modify(&*head, HEAD_TOKEN, Interest::read_and(waits));
         }
     }
 
@@ -260,7 +270,11 @@ impl Deputy {
 
     fn obey(&mut self, message: ToDeputy) -> Result<(), LinkError> {
         match message {
-            ToDeputy::Identity { certificate, key, authority } => {
+            ToDeputy::Identity {
+                certificate,
+                key,
+                authority,
+            } => {
                 let identity = NodeIdentity {
                     certificate: certificate.into(),
                     key,
@@ -295,8 +309,13 @@ impl Deputy {
     }
 
     fn detach(&mut self, task: TaskId) {
-        let Some(mut entry) = self.tasks.remove(&task) else { return };
-        entry.streams.tokens().for_each(|token| self.tokens.forget(token));
+        let Some(mut entry) = self.tasks.remove(&task) else {
+            return;
+        };
+        entry
+            .streams
+            .tokens()
+            .for_each(|token| self.tokens.forget(token));
         entry.streams.close(&self.poll);
         if self.tasks.is_empty() {
             self.buffers.clear();

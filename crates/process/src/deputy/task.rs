@@ -59,9 +59,16 @@ impl Task {
             return;
         }
         let arrived = |sink: Option<&mut Sink>| sink.map_or(0, |sink| sink.received());
-        let after = [arrived(self.sink(Stream::Output)), arrived(self.sink(Stream::Error))];
+        let after = [
+            arrived(self.sink(Stream::Output)),
+            arrived(self.sink(Stream::Error)),
+        ];
         let words = format!("wiglaf: {text}\n").into_bytes();
-        self.sentences.push_back(Sentence { words, after, for_head });
+        self.sentences.push_back(Sentence {
+            words,
+            after,
+            for_head,
+        });
     }
 
     /// What the agent says of a stream.
@@ -74,7 +81,8 @@ impl Task {
     ) -> Result<(), FlowError> {
         match message {
             Relay::Passed { stream, offset, .. } => {
-                self.streams.passed(poll, (stream, offset), carrier, buffers)
+                self.streams
+                    .passed(poll, (stream, offset), carrier, buffers)
             }
             Relay::End { stream, offset, .. } => {
                 self.streams.ended(poll, (stream, offset), carrier)
@@ -93,8 +101,9 @@ impl Task {
         while let Some(sentence) = self.sentences.front_mut() {
             let [_, output, error] = &mut self.streams.sinks;
             let [after_output, after_error] = sentence.after;
-            let has_written =
-                |sink: &Option<Sink>, after| sink.as_ref().is_none_or(|sink| sink.has_written(after));
+            let has_written = |sink: &Option<Sink>, after| {
+                sink.as_ref().is_none_or(|sink| sink.has_written(after))
+            };
             if !has_written(output, after_output) || !has_written(error, after_error) {
                 break;
             }
@@ -116,12 +125,21 @@ impl Task {
     pub(super) fn window(&self) -> Option<WindowSize> {
         let [input, output, error] = Stream::ALL.map(|stream| {
             let index = stream.index();
-            let sink = self.streams.sinks[index].as_ref().and_then(Sink::descriptor);
-            sink.or_else(|| self.streams.sources[index].as_ref().and_then(Source::descriptor))
+            let sink = self.streams.sinks[index]
+                .as_ref()
+                .and_then(Sink::descriptor);
+            sink.or_else(|| {
+                self.streams.sources[index]
+                    .as_ref()
+                    .and_then(Source::descriptor)
+            })
         });
         let sizes = [output, error, input].into_iter().flatten();
         let size = sizes.filter_map(|fd| tcgetwinsize(fd).ok()).next()?;
-        Some(WindowSize { rows: size.ws_row, columns: size.ws_col })
+        Some(WindowSize {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        })
     }
 }
 
@@ -134,7 +152,11 @@ impl Deputy {
         stdio: [StdioKind; 3],
         fds: [Option<OwnedFd>; 3],
     ) {
-        if self.tasks.get(&task).is_some_and(|entry| entry.node == node) {
+        if self
+            .tasks
+            .get(&task)
+            .is_some_and(|entry| entry.node == node)
+        {
             // A restarted head repeats itself.
             return;
         }
@@ -171,10 +193,16 @@ impl Deputy {
     }
 
     pub(super) fn stream_ready(&mut self, task: TaskId, stream: Stream) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         let link = entry.link;
-        let carrier = link.and_then(|id| self.links.get_mut(&id)).map(|link| &mut link.carrier);
-        entry.streams.ready(&self.poll, stream, carrier, &mut self.buffers);
+        let carrier = link
+            .and_then(|id| self.links.get_mut(&id))
+            .map(|link| &mut link.carrier);
+        entry
+            .streams
+            .ready(&self.poll, stream, carrier, &mut self.buffers);
         self.go_on(task);
         if let Some(link) = link {
             self.settle(link);
@@ -194,7 +222,9 @@ impl Deputy {
 
     /// After something was written: tells of errors, and speaks when it is time.
     pub(super) fn go_on(&mut self, task: TaskId) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         if !entry.told_error
             && let Some(errno) = entry.sink(Stream::Output).and_then(|sink| sink.broken())
             && !matches!(errno, Errno::PIPE | Errno::CONNRESET | Errno::IO)
@@ -221,8 +251,12 @@ impl Deputy {
 
     /// The user's terminal may have changed its size.
     pub(super) fn window_changed(&mut self, task: TaskId) {
-        let Some(entry) = self.tasks.get(&task) else { return };
-        let (Some(window), Some(id)) = (entry.window(), entry.link) else { return };
+        let Some(entry) = self.tasks.get(&task) else {
+            return;
+        };
+        let (Some(window), Some(id)) = (entry.window(), entry.link) else {
+            return;
+        };
         if let Some(link) = self.links.get_mut(&id) {
             link.carrier.say(&Relay::Resize { task, window });
             self.settle(id);

@@ -15,7 +15,9 @@ pub struct Buffers {
 impl Buffers {
     /// An empty piece with room for [`PIECE_BYTES`].
     pub fn take(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES))
+        self.spare
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES))
     }
 
     /// Gives a piece back.

@@ -57,7 +57,13 @@ impl Carrier {
         let _ = sockopt::set_tcp_keepintvl(&tls, PROBE_AFTER / 2);
         poll.add(&tls, token, Interest::Read)?;
         let stalled = VecDeque::new();
-        Ok(Carrier { tls, token, waits_for_room: false, failed: None, stalled })
+        Ok(Carrier {
+            tls,
+            token,
+            waits_for_room: false,
+            failed: None,
+            stalled,
+        })
     }
 
     pub(crate) fn tls(&self) -> &TlsLink<Relay, Relay> {
@@ -76,7 +82,10 @@ impl Carrier {
 
     /// Sends bulk data.
     pub(crate) fn data(&mut self, header: DataHeader, bytes: &[u8]) {
-        let result = self.tls.queue_data(header, bytes).and_then(|()| self.tls.flush());
+        let result = self
+            .tls
+            .queue_data(header, bytes)
+            .and_then(|()| self.tls.flush());
         self.note(result);
     }
 

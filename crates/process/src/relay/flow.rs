@@ -68,7 +68,10 @@ impl Sender {
     /// Takes what was read from the source, at most [`Sender::room`] bytes. Short pieces are
     /// copied, long ones kept as they are, and `bytes` is left empty.
     pub fn push(&mut self, bytes: &mut Vec<u8>) {
-        debug_assert!(bytes.len() <= self.room(), "the source was asked for no more");
+        debug_assert!(
+            bytes.len() <= self.room(),
+            "the source was asked for no more"
+        );
         let length = bytes.len();
         match self.kept.back_mut() {
             // Many short pieces would cost more memory than their bytes.
@@ -99,7 +102,9 @@ impl Sender {
             return None;
         }
         let sent = self.sent;
-        let index = self.kept.partition_point(|(start, piece)| start + piece.len() as u64 <= sent);
+        let index = self
+            .kept
+            .partition_point(|(start, piece)| start + piece.len() as u64 <= sent);
         let (start, piece) = self.kept.get(index)?;
         let from = usize::try_from(sent - start).ok()?;
         let piece = &piece[from..];
@@ -129,7 +134,10 @@ impl Sender {
         }
         let most = if self.linked { self.sent } else { self.read };
         if offset < self.passed || offset > most {
-            return Err(FlowError::Report { came: offset, sent: most });
+            return Err(FlowError::Report {
+                came: offset,
+                sent: most,
+            });
         }
         if !self.linked {
             self.linked = true;
@@ -197,7 +205,10 @@ impl Receiver {
             return Ok(&[]);
         }
         if offset != self.due {
-            return Err(FlowError::Offset { came: offset, expected: self.due });
+            return Err(FlowError::Offset {
+                came: offset,
+                expected: self.due,
+            });
         }
         let end = offset.saturating_add(bytes.len() as u64);
         if self.end.is_some_and(|known| end > known) {
@@ -242,7 +253,10 @@ impl Receiver {
             return Ok(());
         }
         if offset != self.due || self.end.is_some_and(|known| known != offset) {
-            return Err(FlowError::Offset { came: offset, expected: self.due });
+            return Err(FlowError::Offset {
+                came: offset,
+                expected: self.due,
+            });
         }
         self.end = Some(offset);
         Ok(())

@@ -5,8 +5,8 @@
 //! nor who may attach to what.
 
 pub mod buffers;
+pub(crate) mod carrier;
 pub mod flow;
 pub mod node;
-pub(crate) mod carrier;
 pub(crate) mod port;
 pub(crate) mod streams;

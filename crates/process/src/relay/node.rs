@@ -128,7 +128,11 @@ impl NodeRelay {
     /// None yet; epoll tokens from `first_token` on are its own.
     pub fn new(first_token: u64) -> NodeRelay {
         NodeRelay {
-            tokens: Tokens { first: first_token, next: first_token, targets: HashMap::new() },
+            tokens: Tokens {
+                first: first_token,
+                next: first_token,
+                targets: HashMap::new(),
+            },
             tasks: HashMap::new(),
             links: HashMap::new(),
             identity: None,
@@ -201,7 +205,10 @@ impl NodeRelay {
 
     /// When [`NodeRelay::tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        self.links.values().filter_map(|link| link.deadline(self.identity.is_some())).min()
+        self.links
+            .values()
+            .filter_map(|link| link.deadline(self.identity.is_some()))
+            .min()
     }
 
     /// Does what is due: dials again, gives up, lets idle links go.
@@ -209,8 +216,12 @@ impl NodeRelay {
         let now = Instant::now();
         let can_dial = self.identity.is_some();
         let due = |link: &Link| link.deadline(can_dial).is_some_and(|at| at <= now);
-        let links: Vec<_> =
-            self.links.iter().filter(|(_, link)| due(link)).map(|(id, _)| *id).collect();
+        let links: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| due(link))
+            .map(|(id, _)| *id)
+            .collect();
         for deputy in links {
             self.link_due(poll, deputy, now, events);
         }
@@ -219,7 +230,9 @@ impl NodeRelay {
     /// The main process has ended. Nobody reads its standard input any more; when all outputs are
     /// at their end and passed on, [`RelayEvent::Drained`] follows, perhaps at once.
     pub fn main_ended(&mut self, poll: &Poll, task: TaskId, events: &mut Vec<RelayEvent>) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         entry.main_ended = true;
         let deputy = entry.deputy;
         let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
@@ -231,7 +244,9 @@ impl NodeRelay {
     /// Takes what the outputs hold now for their end: what the task left running may go on, and
     /// keep them open, but is not relayed any more.
     pub fn cut_outputs(&mut self, poll: &Poll, task: TaskId, events: &mut Vec<RelayEvent>) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         let deputy = entry.deputy;
         let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
         entry.streams.cut_sources(poll, carrier, &mut self.buffers);
@@ -241,7 +256,9 @@ impl NodeRelay {
 
     /// Forgets a task and closes its descriptors.
     pub fn close(&mut self, poll: &Poll, task: TaskId) {
-        let Some(mut entry) = self.tasks.remove(&task) else { return };
+        let Some(mut entry) = self.tasks.remove(&task) else {
+            return;
+        };
         self.forget_descriptors(poll, &mut entry);
         if let Some(link) = self.links.get_mut(&entry.deputy) {
             link.tasks.remove(&task);
@@ -260,7 +277,10 @@ impl NodeRelay {
     }
 
     fn forget_descriptors(&mut self, poll: &Poll, entry: &mut Task) {
-        entry.streams.tokens().for_each(|token| self.tokens.forget(token));
+        entry
+            .streams
+            .tokens()
+            .for_each(|token| self.tokens.forget(token));
         entry.streams.close(poll);
         entry.terminal = None;
         if let Some((fd, token)) = entry.discard.take() {
@@ -276,17 +296,25 @@ impl NodeRelay {
         stream: Stream,
         events: &mut Vec<RelayEvent>,
     ) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         let deputy = entry.deputy;
         let carrier = self.links.get_mut(&deputy).and_then(Link::carrier);
-        entry.streams.ready(poll, stream, carrier, &mut self.buffers);
+        entry
+            .streams
+            .ready(poll, stream, carrier, &mut self.buffers);
         self.settle(poll, deputy);
         self.check_drained(task, events);
     }
 
     fn discard(&mut self, poll: &Poll, task: TaskId) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
-        let Some((fd, token)) = &entry.discard else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        let Some((fd, token)) = &entry.discard else {
+            return;
+        };
         match rustix::io::read(fd, &mut [0; DISCARD_BYTES]) {
             Ok(read) if read > 0 => {}
             Err(Errno::AGAIN | Errno::INTR) => {}
@@ -305,7 +333,9 @@ impl NodeRelay {
         ready: Ready,
         events: &mut Vec<RelayEvent>,
     ) {
-        let Some(link) = self.links.get_mut(&deputy) else { return };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return;
+        };
         match &mut link.state {
             State::Down => return,
             State::Connecting(_) => return self.connected(poll, deputy),
@@ -334,8 +364,12 @@ impl NodeRelay {
         let mut touched = Vec::new();
         let mut reports: Vec<(TaskId, Stream)> = Vec::new();
         let mut heard = false;
-        let Some(link) = self.links.get_mut(&deputy) else { return touched };
-        let State::Up(carrier) = &mut link.state else { return touched };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return touched;
+        };
+        let State::Up(carrier) = &mut link.state else {
+            return touched;
+        };
         loop {
             let message = match carrier.next_frame() {
                 Ok(Some(Frame::Message(message))) => message,
@@ -361,12 +395,19 @@ impl NodeRelay {
                 }
             };
             heard = true;
-            let Some(task) = task_of(&message) else { continue };
-            let entry = self.tasks.get_mut(&task).filter(|entry| entry.deputy == deputy);
+            let Some(task) = task_of(&message) else {
+                continue;
+            };
+            let entry = self
+                .tasks
+                .get_mut(&task)
+                .filter(|entry| entry.deputy == deputy);
             let Some(entry) = entry else { continue };
             let result = match message {
                 Relay::Passed { stream, offset, .. } => {
-                    entry.streams.passed(poll, (stream, offset), carrier, &mut self.buffers)
+                    entry
+                        .streams
+                        .passed(poll, (stream, offset), carrier, &mut self.buffers)
                 }
                 Relay::End { stream, offset, .. } => {
                     entry.streams.ended(poll, (stream, offset), carrier)
@@ -410,19 +451,25 @@ impl NodeRelay {
 
     /// Gives streams that waited for room on the link their turn.
     fn unstall(&mut self, poll: &Poll, deputy: DeputyId) {
-        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else { return };
+        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else {
+            return;
+        };
         while !carrier.is_congested()
             && let Some((task, stream)) = carrier.stalled.pop_front()
         {
             if let Some(entry) = self.tasks.get_mut(&task) {
-                entry.streams.unstall(poll, stream, carrier, &mut self.buffers);
+                entry
+                    .streams
+                    .unstall(poll, stream, carrier, &mut self.buffers);
             }
         }
     }
 
     /// Sends what is queued, and looks whether the link still stands.
     fn settle(&mut self, poll: &Poll, deputy: DeputyId) {
-        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else { return };
+        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else {
+            return;
+        };
         carrier.settle(poll);
         if let Some(error) = carrier.failure() {
             let reason = error.to_string();
@@ -431,7 +478,9 @@ impl NodeRelay {
     }
 
     fn check_drained(&mut self, task: TaskId, events: &mut Vec<RelayEvent>) {
-        let Some(entry) = self.tasks.get_mut(&task) else { return };
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
         if entry.main_ended && !entry.settled && entry.streams.sources_are_done() {
             entry.settled = true;
             events.push(RelayEvent::Drained(task));
@@ -460,7 +509,9 @@ impl Task {
 
 fn attach(entry: Option<&mut Task>, carrier: &mut super::carrier::Carrier) {
     if let Some(entry) = entry {
-        carrier.say(&Relay::Attach { task: entry.streams.task });
+        carrier.say(&Relay::Attach {
+            task: entry.streams.task,
+        });
         entry.streams.link(carrier);
     }
 }

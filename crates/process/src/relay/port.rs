@@ -56,7 +56,9 @@ impl Port {
     }
 
     fn shared(fd: OwnedFd, access: OFlags) -> Result<Port, OwnedFd> {
-        let Ok(stat) = rustix::fs::fstat(&fd) else { return Ok(Port::File(fd)) };
+        let Ok(stat) = rustix::fs::fstat(&fd) else {
+            return Ok(Port::File(fd));
+        };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let terminal = kind == FileType::CharacterDevice && rustix::termios::isatty(&fd);
         match kind {
@@ -215,12 +217,23 @@ fn reopen(fd: &OwnedFd, access: OFlags) -> Result<OwnedFd, Errno> {
 
 fn can_be_polled(fd: &OwnedFd) -> bool {
     use rustix::event::epoll;
-    let Ok(set) = epoll::create(epoll::CreateFlags::CLOEXEC) else { return false };
-    epoll::add(&set, fd, epoll::EventData::new_u64(0), epoll::EventFlags::empty()).is_ok()
+    let Ok(set) = epoll::create(epoll::CreateFlags::CLOEXEC) else {
+        return false;
+    };
+    epoll::add(
+        &set,
+        fd,
+        epoll::EventData::new_u64(0),
+        epoll::EventFlags::empty(),
+    )
+    .is_ok()
 }
 
 fn is_ready(fd: &OwnedFd, flags: PollFlags) -> bool {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     matches!(poll(&mut [PollFd::new(fd, flags)], Some(&now)), Ok(ready) if ready > 0)
 }
 
@@ -261,7 +274,13 @@ impl BlockingWriter {
                 }
             })
             .map_err(|_| Errno::AGAIN)?;
-        Ok(BlockingWriter { fd: copy, work, results, done_event, busy: false })
+        Ok(BlockingWriter {
+            fd: copy,
+            work,
+            results,
+            done_event,
+            busy: false,
+        })
     }
 
     /// Starts a write of the first bytes, or gives the result of the one before, which was

@@ -37,7 +37,15 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(port: Port, token: Token, small_pipe: bool) -> Source {
         let flow = Sender::default();
-        Source { port: Some(port), token, armed: false, stalled: false, small_pipe, cut: false, flow }
+        Source {
+            port: Some(port),
+            token,
+            armed: false,
+            stalled: false,
+            small_pipe,
+            cut: false,
+            flow,
+        }
     }
 
     /// Reads, sends, and waits for what has to be waited for.
@@ -53,7 +61,14 @@ impl Source {
             while !carrier.is_congested()
                 && let Some((offset, piece)) = self.flow.next_piece()
             {
-                carrier.data(DataHeader { task, stream, offset }, piece);
+                carrier.data(
+                    DataHeader {
+                        task,
+                        stream,
+                        offset,
+                    },
+                    piece,
+                );
             }
             if carrier.is_congested() {
                 if !self.stalled {
@@ -76,10 +91,8 @@ impl Source {
                     if self.small_pipe && read >= FULL_PIPE_BYTES {
                         self.small_pipe = false;
                         // A user's quota of pipe pages may refuse it; then it stays small.
-                        let _ = rustix::pipe::fcntl_setpipe_size(
-                            port.descriptor(),
-                            LARGE_PIPE_BYTES,
-                        );
+                        let _ =
+                            rustix::pipe::fcntl_setpipe_size(port.descriptor(), LARGE_PIPE_BYTES);
                     }
                     self.flow.push(&mut piece);
                     if read < SHORT_READ_BYTES && !always_ready && !self.cut {
@@ -96,13 +109,19 @@ impl Source {
             buffers.give_back(piece);
         }
         if let Some(offset) = self.flow.next_end() {
-            carrier.say(&Relay::End { task, stream, offset });
+            carrier.say(&Relay::End {
+                task,
+                stream,
+                offset,
+            });
         }
         self.arm(poll);
     }
 
     fn arm(&mut self, poll: &Poll) {
-        let Some(port) = self.port.as_ref().and_then(Port::waitable) else { return };
+        let Some(port) = self.port.as_ref().and_then(Port::waitable) else {
+            return;
+        };
         let wanted = self.flow.room() > 0 && !self.stalled;
         if wanted != self.armed {
             // Out of the set rather than without interest: a hang-up would be told for ever.
@@ -194,10 +213,8 @@ impl Sink {
                     rest = &rest[written..];
                     if !rest.is_empty() && self.small_pipe {
                         self.small_pipe = false;
-                        let _ = rustix::pipe::fcntl_setpipe_size(
-                            port.descriptor(),
-                            LARGE_PIPE_BYTES,
-                        );
+                        let _ =
+                            rustix::pipe::fcntl_setpipe_size(port.descriptor(), LARGE_PIPE_BYTES);
                     }
                 }
                 Err(Errno::AGAIN) => break,
@@ -220,7 +237,11 @@ impl Sink {
             let Some(port) = &mut self.port else { return };
             // A write that is under way in a thread has to be finished first.
             let words = !self.words.is_empty() && (self.words_begun || !port.is_busy());
-            let bytes = if words { &self.words } else { self.flow.pending() };
+            let bytes = if words {
+                &self.words
+            } else {
+                self.flow.pending()
+            };
             if bytes.is_empty() {
                 break;
             }
@@ -281,11 +302,19 @@ impl Sink {
             Some(errno) if !self.broken_told => {
                 self.broken_told = true;
                 let errno = errno.raw_os_error();
-                carrier.say(&Relay::Broken { task, stream, errno });
+                carrier.say(&Relay::Broken {
+                    task,
+                    stream,
+                    errno,
+                });
             }
             _ => {
                 if let Some(offset) = self.flow.next_report() {
-                    carrier.say(&Relay::Passed { task, stream, offset });
+                    carrier.say(&Relay::Passed {
+                        task,
+                        stream,
+                        offset,
+                    });
                 }
             }
         }
@@ -355,7 +384,11 @@ pub(crate) struct Streams {
 
 impl Streams {
     pub(crate) fn new(task: TaskId) -> Streams {
-        Streams { task, sources: [const { None }; 3], sinks: [const { None }; 3] }
+        Streams {
+            task,
+            sources: [const { None }; 3],
+            sinks: [const { None }; 3],
+        }
     }
 
     /// A new link: each sink says where its stream goes on.
@@ -368,7 +401,11 @@ impl Streams {
             }
             if let Some(sink) = &mut self.sinks[stream.index()] {
                 let offset = sink.flow.relink();
-                carrier.say(&Relay::Passed { task, stream, offset });
+                carrier.say(&Relay::Passed {
+                    task,
+                    stream,
+                    offset,
+                });
                 sink.broken_told = false;
                 sink.report((task, stream), carrier);
             }
@@ -495,7 +532,12 @@ impl Streams {
     }
 
     /// Nobody reads here any more what comes for a stream.
-    pub(crate) fn break_sink(&mut self, poll: &Poll, stream: Stream, carrier: Option<&mut Carrier>) {
+    pub(crate) fn break_sink(
+        &mut self,
+        poll: &Poll,
+        stream: Stream,
+        carrier: Option<&mut Carrier>,
+    ) {
         if let Some(sink) = &mut self.sinks[stream.index()] {
             if !sink.finished {
                 sink.break_off(poll, Errno::PIPE);
@@ -514,8 +556,14 @@ impl Streams {
 
     /// Closes every descriptor.
     pub(crate) fn close(&mut self, poll: &Poll) {
-        self.sources.iter_mut().flatten().for_each(|source| source.close(poll));
-        self.sinks.iter_mut().flatten().for_each(|sink| sink.close(poll));
+        self.sources
+            .iter_mut()
+            .flatten()
+            .for_each(|source| source.close(poll));
+        self.sinks
+            .iter_mut()
+            .flatten()
+            .for_each(|sink| sink.close(poll));
     }
 
     /// The tokens of its descriptors.

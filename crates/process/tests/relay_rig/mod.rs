@@ -29,13 +29,22 @@ pub(crate) const DEPUTY: DeputyId = DeputyId(9);
 pub(crate) const PIPES: [StdioKind; 3] = [StdioKind::Relayed; 3];
 
 pub(crate) fn task(index: u32) -> TaskId {
-    TaskId { job: JobId(1), index }
+    TaskId {
+        job: JobId(1),
+        index,
+    }
 }
 
 pub(crate) type Head = Channel<FromDeputy, ToDeputy>;
 
 pub(crate) fn sockets() -> (OwnedFd, OwnedFd) {
-    socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap()
 }
 
 pub(crate) struct Rig {
@@ -92,16 +101,35 @@ impl Rig {
 
     /// The user's descriptors go to the deputy.
     pub(crate) fn attach(&mut self, task: TaskId, stdio: [StdioKind; 3], fds: Vec<OwnedFd>) {
-        self.head.send(&ToDeputy::Attach { task, node: NODE, stdio }, fds).unwrap();
+        self.head
+            .send(
+                &ToDeputy::Attach {
+                    task,
+                    node: NODE,
+                    stdio,
+                },
+                fds,
+            )
+            .unwrap();
     }
 
     /// Starts a command on the node.
     pub(crate) fn start(&mut self, task: TaskId, stdio: [StdioKind; 3], argv: &[&str]) -> Child {
-        let window = WindowSize { rows: 24, columns: 80 };
-        let child = self.relay.open(&self.poll, task, DEPUTY, stdio, window).unwrap();
+        let window = WindowSize {
+            rows: 24,
+            columns: 80,
+        };
+        let child = self
+            .relay
+            .open(&self.poll, task, DEPUTY, stdio, window)
+            .unwrap();
         let mut command = Command::new(argv[0]);
         let [input, output, error] = child.fds;
-        command.args(&argv[1..]).stdin(input).stdout(output).stderr(error);
+        command
+            .args(&argv[1..])
+            .stdin(input)
+            .stdout(output)
+            .stderr(error);
         let child = command.spawn().unwrap();
         drop(command);
         child
@@ -110,7 +138,10 @@ impl Rig {
     /// One round of the agent's loop, with the head's listener in it.
     pub(crate) fn turn(&mut self) {
         let mut ready = Vec::new();
-        let due = self.relay.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let due = self
+            .relay
+            .deadline()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         let wait = due.map_or(TICK, |due| due.min(TICK));
         self.poll.wait(&mut ready, Some(wait)).unwrap();
         for event in ready {
@@ -143,7 +174,9 @@ impl Rig {
             status.is_some()
         });
         self.relay.main_ended(&self.poll, task, &mut self.events);
-        self.until("drained", |rig| rig.events.contains(&RelayEvent::Drained(task)));
+        self.until("drained", |rig| {
+            rig.events.contains(&RelayEvent::Drained(task))
+        });
         status.unwrap()
     }
 
@@ -233,4 +266,3 @@ pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     bytes.truncate(length);
     bytes
 }
-

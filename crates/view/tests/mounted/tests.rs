@@ -1,10 +1,10 @@
 //! What users of a view see.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -119,16 +119,42 @@ impl Drop for Scene {
 }
 
 fn shell(uid: u32, root: &Path, line: &str) -> Output {
-    Command::new("/usr/sbin/chroot")
+    command(uid, root, line).output().expect("chroot")
+}
+
+fn command(uid: u32, root: &Path, line: &str) -> Command {
+    let mut command = Command::new("/usr/sbin/chroot");
+    command
         .arg(format!("--userspec={uid}:{uid}"))
         .arg("--groups=")
         .arg(root)
         .args(["/bin/sh", "-c", line])
         .current_dir("/")
         .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .output()
-        .expect("chroot")
+        .env("PATH", "/usr/bin:/bin");
+    command
+}
+
+/// A shell that does `before`, waits while `meanwhile` is done here, and does `after`. Returns
+/// what `after` wrote.
+fn shell_around(scene: &Scene, before: &str, after: &str, meanwhile: impl FnOnce()) -> String {
+    let line = format!("{before}; echo ready; read go; {after}");
+    let mut child = command(USER, &scene.at, &line)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("chroot");
+    let mut output = child.stdout.take().expect("a pipe");
+    let mut ready = [0; 6];
+    output.read_exact(&mut ready).expect("it is ready");
+    assert_eq!(&ready, b"ready\n");
+    meanwhile();
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(b"go\n").expect("it reads");
+    let mut text = String::new();
+    output.read_to_string(&mut text).expect("text");
+    assert!(child.wait().expect("its end").success(), "{text}");
+    text
 }
 
 fn natively(uid: u32, line: &str) -> String {
@@ -225,21 +251,14 @@ fn a_replaced_file_is_seen_and_the_old_stays_open() {
     let file = scene.files.join("program");
     fs::write(&file, "old").expect("a file");
     let path = file.display();
-    assert_eq!(scene.says(USER, &format!("cat {path}")), "old");
-    let held = format!("exec 3<{path}; cat {path}; sleep 2; cat {path} /dev/fd/3 -; cat <&3");
-    let running = {
-        let (at, line) = (scene.at.clone(), held);
-        std::thread::spawn(move || shell(USER, &at, &line))
-    };
-    std::thread::sleep(Duration::from_millis(500));
-    fs::write(scene.files.join("new"), "new!").expect("a file");
-    fs::rename(scene.files.join("new"), &file).expect("a rename");
-    let output = running.join().expect("a shell");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "oldnew!oldold",
-        "{output:?}"
-    );
+    let before = format!("exec 3<{path}");
+    let after = format!("cat {path}; cat <&3");
+    let text = shell_around(&scene, &before, &after, || {
+        fs::write(scene.files.join("new"), "new!").expect("a file");
+        fs::rename(scene.files.join("new"), &file).expect("a rename");
+        std::thread::sleep(AFTER_TTL);
+    });
+    assert_eq!(text, "new!old");
 }
 
 fn a_changed_file_is_read_anew() {
@@ -300,21 +319,14 @@ fn a_lost_deputy_comes_back() {
     let file = scene.files.join("file");
     fs::write(&file, "kept").expect("a file");
     let path = file.display();
-    let line = format!("exec 3<{path}; sleep 2; cat <&3; cat {path}");
-    let running = {
-        let at = scene.at.clone();
-        std::thread::spawn(move || shell(USER, &at, &line))
-    };
-    std::thread::sleep(Duration::from_millis(500));
-    scene.deputies.kill(USER);
-    scene.view().fail_all(USER);
-    scene.deputies.start(USER);
-    let output = running.join().expect("a shell");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "keptkept",
-        "{output:?}"
-    );
+    let before = format!("exec 3<{path}");
+    let after = format!("cat <&3; cat {path}");
+    let text = shell_around(&scene, &before, &after, || {
+        scene.deputies.kill(USER);
+        scene.view().fail_all(USER);
+        scene.deputies.start(USER);
+    });
+    assert_eq!(text, "keptkept");
 }
 
 /// A deputy that takes every question and never answers.

@@ -216,7 +216,9 @@ pub(crate) fn run(args: Args) -> CommandResult {
             eprintln!("wiglaf: task {}.{index} on {name}", placed.job);
         }
     }
-    if placed.nodes.len() == 1 && args.show() == Show::Plain && !args.detach {
+    // bpsh has to see how its processes end: it exits with 255 for some of these ends.
+    let is_bpsh = args.show.is_some();
+    if placed.nodes.len() == 1 && args.show() == Show::Plain && !args.detach && !is_bpsh {
         return single::run(&args, head, request, &spec, &placed);
     }
     if spec.has_terminal() {

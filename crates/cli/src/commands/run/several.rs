@@ -14,7 +14,7 @@ use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::LaunchSpec;
 
 use super::gather::{Show, TaskOutput, print_gathered, print_in_turn, print_json};
-use super::single::{Stdin, Streams, ghost_stderr, kit, open_input, open_output, strings};
+use super::single::{Stdin, Streams, dump_no_core, ghost_stderr, kit, open_input, open_output, strings};
 use super::{Args, Placed, StdinFor, expand};
 use crate::CommandResult;
 use crate::error::CommandError;
@@ -39,6 +39,7 @@ const FIRST_PIPE: u64 = 2;
 const READ_BYTES: usize = 64 << 10;
 
 pub(super) fn run(args: &Args, head: Head, spec: &LaunchSpec, placed: &Placed) -> CommandResult {
+    dump_no_core();
     if args.detach {
         return detach(args, head, spec, placed);
     }
@@ -76,6 +77,7 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
             stderr: None,
             // A group of its own: the terminal's Ctrl-C is not for it.
             group: Some(0),
+            dies_with_parent: false,
         })?;
         let pid = ghost.pid;
         let index = u32::try_from(index)?;
@@ -136,6 +138,8 @@ impl Family {
                 stdin_pipe: None,
                 stderr: Some(ghost_stderr(&null)),
                 group: None,
+                // When the launcher disappears, nothing keeps spinning on the nodes.
+                dies_with_parent: true,
             })?;
             let pid = ghost.pid;
             ghosts.push((pid, None));

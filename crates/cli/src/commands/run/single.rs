@@ -49,6 +49,7 @@ pub(super) fn run(
     // Under Yama only a declared tracer may seize an ordinary user's process; the keeper is
     // declared by nobody's PID here, so for the moment of the seizing anybody of this user is.
     let _ = set_ptracer_any(true);
+    dump_no_core();
     launch(&mut head, request, &kit)?;
     let _ = set_ptracer_any(false);
     drop(head);
@@ -56,6 +57,15 @@ pub(super) fn run(
         Ok(never) => match never {},
         Err(error) => Err(error),
     }
+}
+
+/// A ghost that has to die by a dumping signal would overwrite the user's `core`. 1 rather than 0
+/// also keeps a piped core pattern from running (core(5)).
+pub(super) fn dump_no_core() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let found = getrlimit(Resource::Core);
+    let soft = found.maximum.map_or(1, |hard| hard.min(1));
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(soft), maximum: found.maximum });
 }
 
 /// Where the three streams of a task come from and go to.
@@ -183,6 +193,7 @@ fn become_ghost(spec: &LaunchSpec, kit: &GhostKit) -> Result<Infallible, Command
         stdin_pipe: kit.pump.as_ref().map(AsFd::as_fd),
         stderr: Some(ghost_stderr(&null)),
         group: None,
+        dies_with_parent: false,
     });
     Err(CommandError::new(format!("this process can't become the ghost: {error}")))
 }

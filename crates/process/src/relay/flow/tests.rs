@@ -27,7 +27,11 @@ fn the_window_closes_and_opens() {
     }
     assert_eq!(receiver.next_report(), None);
     receiver.wrote_pending(1000);
-    assert_eq!(receiver.next_report(), None, "too little to be worth a message");
+    assert_eq!(
+        receiver.next_report(),
+        None,
+        "too little to be worth a message"
+    );
     receiver.wrote_pending(REPORT_BYTES.try_into().unwrap());
     let report = receiver.next_report().unwrap();
     sender.passed_on(report, &mut buffers).unwrap();
@@ -39,10 +43,22 @@ fn gaps_repeats_and_floods_are_errors() {
     let (_, mut receiver, _) = linked();
     receiver.accept(0, b"abc").unwrap();
     let expected = 3;
-    assert_eq!(receiver.accept(4, b"x"), Err(FlowError::Offset { came: 4, expected }));
-    assert_eq!(receiver.accept(2, b"x"), Err(FlowError::Offset { came: 2, expected }));
-    assert_eq!(receiver.accept(3, &vec![0; 1 << 20]), Err(FlowError::Window));
-    assert_eq!(receiver.end_at(2), Err(FlowError::Offset { came: 2, expected }));
+    assert_eq!(
+        receiver.accept(4, b"x"),
+        Err(FlowError::Offset { came: 4, expected })
+    );
+    assert_eq!(
+        receiver.accept(2, b"x"),
+        Err(FlowError::Offset { came: 2, expected })
+    );
+    assert_eq!(
+        receiver.accept(3, &vec![0; 1 << 20]),
+        Err(FlowError::Window)
+    );
+    assert_eq!(
+        receiver.end_at(2),
+        Err(FlowError::Offset { came: 2, expected })
+    );
     receiver.end_at(3).unwrap();
     assert_eq!(receiver.accept(3, b"x"), Err(FlowError::AfterEnd));
 }
@@ -51,7 +67,10 @@ fn gaps_repeats_and_floods_are_errors() {
 fn false_reports_are_errors() {
     let (mut sender, _, mut buffers) = linked();
     sender.push(&mut b"abc".to_vec());
-    assert!(sender.passed_on(1, &mut buffers).is_err(), "nothing was sent yet");
+    assert!(
+        sender.passed_on(1, &mut buffers).is_err(),
+        "nothing was sent yet"
+    );
     sender.next_piece().unwrap();
     sender.passed_on(2, &mut buffers).unwrap();
     assert!(sender.passed_on(1, &mut buffers).is_err());
@@ -74,7 +93,9 @@ fn the_end_is_told_once_per_link_and_done_when_all_is_passed_on() {
     receiver.wrote(fresh);
     receiver.end_at(sender.next_end().unwrap()).unwrap();
     assert!(receiver.is_done() && !sender.is_done());
-    sender.passed_on(receiver.next_report().unwrap(), &mut buffers).unwrap();
+    sender
+        .passed_on(receiver.next_report().unwrap(), &mut buffers)
+        .unwrap();
     assert!(sender.is_done());
 }
 

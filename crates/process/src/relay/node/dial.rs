@@ -69,7 +69,9 @@ impl Link {
 impl NodeRelay {
     /// Starts a connection to the deputy; what can't be done now is tried again.
     pub(super) fn dial(&mut self, poll: &Poll, deputy: DeputyId) {
-        let Some(link) = self.links.get_mut(&deputy) else { return };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return;
+        };
         let now = Instant::now();
         link.unheard_since.get_or_insert(now);
         let Some((head, _)) = &self.identity else {
@@ -103,8 +105,12 @@ impl NodeRelay {
     }
 
     fn start_link(&mut self, poll: &Poll, deputy: DeputyId) -> Result<(), String> {
-        let Some(link) = self.links.get_mut(&deputy) else { return Ok(()) };
-        let State::Connecting(socket) = std::mem::take(&mut link.state) else { return Ok(()) };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return Ok(());
+        };
+        let State::Connecting(socket) = std::mem::take(&mut link.state) else {
+            return Ok(());
+        };
         // It comes back with what the link itself waits for.
         let _ = poll.remove(&socket);
         let (Some(token), Some((_, config))) = (link.token, &self.identity) else {
@@ -125,7 +131,9 @@ impl NodeRelay {
 
     /// Takes a link down; it is dialled again if a task needs it.
     pub(super) fn link_broken(&mut self, poll: &Poll, deputy: DeputyId, why: String) {
-        let Some(link) = self.links.get_mut(&deputy) else { return };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return;
+        };
         match std::mem::take(&mut link.state) {
             State::Up(carrier) => carrier.close(poll),
             State::Connecting(socket) => drop(poll.remove(&socket)),
@@ -158,11 +166,16 @@ impl NodeRelay {
         now: Instant,
         events: &mut Vec<RelayEvent>,
     ) {
-        let Some(link) = self.links.get_mut(&deputy) else { return };
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return;
+        };
         if link.tasks.is_empty() {
             return self.link_broken(poll, deputy, String::new());
         }
-        if link.unheard_since.is_some_and(|since| since + RELINK_LIMIT <= now) {
+        if link
+            .unheard_since
+            .is_some_and(|since| since + RELINK_LIMIT <= now)
+        {
             let reason = format!(
                 "its deputy on the head could not be reached for {} s: {}",
                 RELINK_LIMIT.as_secs(),

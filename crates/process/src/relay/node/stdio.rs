@@ -56,16 +56,29 @@ pub(super) fn make(
 ) -> Result<(ChildStdio, Ends), RelayError> {
     let pipe_error = |errno| RelayError::Pipe { task, errno };
     let mut slave = None;
-    let mut ends = Ends { input: None, outputs: [None, None], master: None };
+    let mut ends = Ends {
+        input: None,
+        outputs: [None, None],
+        master: None,
+    };
     let is_terminal = |stream: &Stream| stdio[stream.index()] == StdioKind::Terminal;
     let terminal = Stream::ALL.into_iter().find(is_terminal);
     if terminal.is_some() {
-        let (fd, other) = open_terminal(terminals, window).map_err(|errno| {
-            RelayError::Terminal { task, path: terminals.to_owned(), errno }
-        })?;
+        let (fd, other) =
+            open_terminal(terminals, window).map_err(|errno| RelayError::Terminal {
+                task,
+                path: terminals.to_owned(),
+                errno,
+            })?;
         slave = Some(other);
-        let gives = [Stream::Output, Stream::Error].into_iter().find(is_terminal);
-        ends.master = Some(Master { fd, takes_input: is_terminal(&Stream::Input), gives });
+        let gives = [Stream::Output, Stream::Error]
+            .into_iter()
+            .find(is_terminal);
+        ends.master = Some(Master {
+            fd,
+            takes_input: is_terminal(&Stream::Input),
+            gives,
+        });
     }
     let mut make_one = |stream: Stream| -> Result<OwnedFd, Errno> {
         match (stdio[stream.index()], &slave) {
@@ -91,7 +104,11 @@ pub(super) fn make(
         }
     };
     let mut one = |stream| make_one(stream).map_err(pipe_error);
-    let fds = [one(Stream::Input)?, one(Stream::Output)?, one(Stream::Error)?];
+    let fds = [
+        one(Stream::Input)?,
+        one(Stream::Output)?,
+        one(Stream::Error)?,
+    ];
     Ok((ChildStdio { fds, terminal }, ends))
 }
 
@@ -110,7 +127,12 @@ fn open_terminal(terminals: &Path, window: WindowSize) -> Result<(OwnedFd, Owned
 
 /// Sets a terminal's size; the kernel tells its programs (SIGWINCH).
 pub(super) fn set_size(master: &OwnedFd, window: WindowSize) -> Result<(), Errno> {
-    let size = Winsize { ws_row: window.rows, ws_col: window.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = Winsize {
+        ws_row: window.rows,
+        ws_col: window.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     tcsetwinsize(master, size)
 }
 
@@ -128,7 +150,10 @@ impl Ends {
             let sink = Sink::new(Port::own(fd), give(Stream::Input), AtEnd::Close, true);
             streams.sinks[Stream::Input.index()] = Some(sink);
         }
-        for (stream, fd) in [Stream::Output, Stream::Error].into_iter().zip(self.outputs) {
+        for (stream, fd) in [Stream::Output, Stream::Error]
+            .into_iter()
+            .zip(self.outputs)
+        {
             if let Some(fd) = fd {
                 let source = Source::new(Port::own(fd), give(stream), true);
                 streams.sources[stream.index()] = Some(source);
