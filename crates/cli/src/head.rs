@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wiglaf_head::config::Layout;
-use wiglaf_link::Channel;
+use wiglaf_link::{Channel, LinkError};
 use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::client::{Reply, Request};
 
@@ -52,8 +52,13 @@ impl Head {
         request: &Request,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), CommandError> {
-        let sent = self.channel.queue(request, descriptors).and_then(|()| self.channel.wait_flushed());
-        sent.map_err(|error| connection_lost(&error))
+        let sent =
+            self.channel.queue(request, descriptors).and_then(|()| self.channel.wait_flushed());
+        match sent {
+            // A head that refuses a caller says why before it hangs up: that is read next.
+            Ok(()) | Err(LinkError::Closed) => Ok(()),
+            Err(error) => Err(connection_lost(&error)),
+        }
     }
 
     /// The next reply.

@@ -193,8 +193,11 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
                 return Ok(message);
             }
             self.wait_ready()?;
-            self.flush()?;
-            self.receive()?;
+            // A peer that hung up may have said why: what it sent comes before its end.
+            let flushed = self.flush();
+            if !self.receive()? {
+                flushed?;
+            }
         }
     }
 

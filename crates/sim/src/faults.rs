@@ -40,8 +40,6 @@ impl Profile {
 pub enum Mistake {
     /// The head counts on leases this long, without a margin; the agents have longer ones.
     ShortLease(u64),
-    /// A restarted head listens to nodes and commands before its keeper has told it what there is.
-    DeafToKeeper,
     /// A greeting that comes late by an old connection takes the place of the present one.
     LateGreetings,
 }

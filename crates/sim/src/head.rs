@@ -31,9 +31,8 @@ pub(crate) struct Head {
     deputies: BTreeSet<DeputyId>,
     deputy_queues: BTreeMap<DeputyId, Vec<ToDeputy>>,
     pub(crate) parcels: BTreeMap<TaskId, Parcel>,
-    keeper: u64,
-    /// What arrived before the keeper had told what there is.
-    early: Option<Vec<Event>>,
+    /// The life of the keeper that it is connected to.
+    keeper: Option<u64>,
     tick_at_ms: Option<u64>,
 }
 
@@ -61,7 +60,6 @@ impl World {
         let policy = Policy { lease_ms, margin_ms, root_on_nodes: true, ..Policy::default() };
         let reactor = Reactor::new(policy, table, Vec::new(), self.store.next_job);
         self.store.next_job += JOB_NUMBERS_PER_GRANT;
-        let waits = self.setup.mistake != Some(Mistake::DeafToKeeper);
         self.head = Some(Head {
             life: self.head_lives,
             reactor,
@@ -72,8 +70,7 @@ impl World {
             deputies: BTreeSet::new(),
             deputy_queues: BTreeMap::new(),
             parcels: BTreeMap::new(),
-            keeper: 0,
-            early: waits.then(Vec::new),
+            keeper: None,
             tick_at_ms: None,
         });
         self.connect_keeper();
@@ -84,7 +81,7 @@ impl World {
         self.meet_keeper(life);
         let keeper = self.keeper.life;
         if let Some(head) = &mut self.head {
-            head.keeper = keeper;
+            head.keeper = Some(keeper);
         }
     }
 
@@ -152,12 +149,7 @@ impl World {
     pub(crate) fn head_tick(&mut self, life: u64) {
         let Some(head) = self.head.as_mut().filter(|head| head.life == life) else { return };
         head.tick_at_ms = None;
-        // It waits for its keeper in a call of its own.
-        if head.early.is_none() {
-            self.head_event(HeadEvent::Tick);
-        } else {
-            self.plan_head_tick();
-        }
+        self.head_event(HeadEvent::Tick);
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -218,7 +210,12 @@ impl World {
             }
             _ => {}
         }
-        let life = self.head.as_ref().map_or(0, |head| head.keeper);
+        let Some(life) = self.head.as_ref().and_then(|head| head.keeper) else {
+            if let ToKeeper::Seize { pid, .. } = message {
+                self.control_socket_closes(pid);
+            }
+            return;
+        };
         let delay_ms = self.local_ms();
         self.send(Wire::HeadToKeeper, delay_ms, Event::HeadToKeeper { life, message });
     }
@@ -246,7 +243,7 @@ impl World {
             head.deputy_queues.entry(deputy).or_default().push(message);
             return;
         }
-        let keeper = head.keeper;
+        let Some(keeper) = head.keeper else { return };
         let delay_ms = self.local_ms();
         let event = Event::HeadToDeputy { keeper, deputy, message };
         self.send(Wire::HeadToDeputy(deputy), delay_ms, event);
@@ -265,17 +262,6 @@ impl World {
 
     // --- what arrives -----------------------------------------------------------------------
 
-    /// Keeps an event for when the keeper has spoken; gives it back if that was so already.
-    pub(crate) fn not_too_early(&mut self, event: Event) -> Option<Event> {
-        match self.head.as_mut().and_then(|head| head.early.as_mut()) {
-            Some(early) => {
-                early.push(event);
-                None
-            }
-            None => Some(event),
-        }
-    }
-
     pub(crate) fn head_hears_keeper(&mut self, life: u64, message: KeeperSays) {
         let Some(head) = self.head.as_mut().filter(|head| head.life == life) else { return };
         match message {
@@ -284,11 +270,7 @@ impl World {
                     head.deputies.remove(deputy);
                     head.deputy_queues.remove(deputy);
                 }
-                let is_inventory = matches!(message, FromKeeper::Inventory { .. });
                 self.head_event(HeadEvent::FromKeeper(message));
-                if is_inventory {
-                    self.take_early();
-                }
             }
             KeeperSays::Deputy(deputy, message) => {
                 head.deputies.insert(deputy);
@@ -299,21 +281,13 @@ impl World {
                 self.send(wire, delay_ms, Event::DeputyToHead { life, deputy, message });
             }
             KeeperSays::Gone => {
+                head.keeper = None;
                 head.deputies.clear();
                 head.deputy_queues.clear();
-                if self.setup.mistake != Some(Mistake::DeafToKeeper) {
-                    head.early.get_or_insert_default();
-                }
                 self.head_event(HeadEvent::KeeperLost);
                 self.connect_keeper();
             }
         }
-    }
-
-    fn take_early(&mut self) {
-        let early = self.head.as_mut().and_then(|head| head.early.take());
-        early.into_iter().flatten().for_each(|event| self.happen(event));
-        self.plan_head_tick();
     }
 
     pub(crate) fn head_hears_deputy(&mut self, life: u64, deputy: DeputyId, message: FromDeputy) {
@@ -364,8 +338,7 @@ impl World {
 
     /// The pidfd of a virtual node's agent: only a head that was running has it.
     pub(crate) fn head_sees_agent_die(&mut self, node: NodeId) {
-        let is_deaf = self.head.as_ref().is_none_or(|head| head.early.is_some());
-        if !is_deaf && self.rng.chance(80) {
+        if self.rng.chance(80) {
             self.head_event(HeadEvent::NodeProvenDead(node));
         }
     }

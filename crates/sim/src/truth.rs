@@ -51,7 +51,13 @@ impl World {
             starts: 0,
             own_end: None,
             interfered: record.deadline_ms.is_some(),
-            excuse: is_down.then_some("its node went down before it was seized"),
+            excuse: if is_down {
+                Some("its node went down before it was seized")
+            } else if !self.keeper.deputies.contains_key(&record.deputy) {
+                Some("its deputy died before it was seized")
+            } else {
+                None
+            },
             keeper_died: false,
             over: false,
             told: None,

@@ -158,16 +158,7 @@ impl World {
         }
     }
 
-    pub(crate) fn happen(&mut self, event: Event) {
-        let event = match event {
-            Event::Net { up: true, .. }
-            | Event::CommandToHead { .. }
-            | Event::DeputyToHead { .. } => match self.not_too_early(event) {
-                Some(event) => event,
-                None => return,
-            },
-            event => event,
-        };
+    fn happen(&mut self, event: Event) {
         match event {
             Event::Fault(fault) => self.strike(fault),
             Event::HeadStart => self.start_head(),

@@ -1,7 +1,7 @@
 //! Many seeds, each a cluster's life. `WIGLAF_SIM_SEED=N` runs one, `WIGLAF_SIM_SEEDS=N` that many.
 #![forbid(unsafe_code)]
 
-use wiglaf_sim::{Mistake, Profile, Setup, Summary, run};
+use wiglaf_sim::{Mistake, Profile, Setup, Summary, Violation, run};
 
 /// Seeds of a run without wishes: a few seconds.
 const SEEDS: u64 = 1_000;
@@ -51,4 +51,26 @@ fn nothing_is_lost_when_only_the_head_dies_and_partitions_are_short() {
 #[test]
 fn the_invariants_hold_whatever_fails() {
     sweep(&Setup::new(Profile::Rough));
+}
+
+/// The first violation that a mistake leads to.
+fn found(profile: Profile, mistake: Mistake) -> Violation {
+    let setup = Setup::new(profile).with(mistake);
+    let first = (0..SEEDS_FOR_A_MISTAKE).find_map(|seed| run(seed, &setup).err());
+    *first.expect("the simulator does not find this mistake")
+}
+
+#[test]
+fn a_head_that_miscounts_leases_is_found_out() {
+    let violation = found(Profile::Rough, Mistake::ShortLease(8_000));
+    assert_eq!(violation.invariant, "P4", "{violation}");
+    assert!(!violation.trace.is_empty());
+    let again = run(violation.seed, &Setup::new(Profile::Rough).with(Mistake::ShortLease(8_000)));
+    assert_eq!(again.unwrap_err().to_string(), violation.to_string(), "a seed is a run");
+}
+
+#[test]
+fn greetings_that_overtake_each_other_would_be_found_out() {
+    let violation = found(Profile::Rough, Mistake::LateGreetings);
+    assert_eq!(violation.invariant, "P4", "{violation}");
 }

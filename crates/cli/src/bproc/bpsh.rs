@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
     }
     let list = nodes::list(None)?;
     let chosen = match &set {
-        Some(text) => select(&list, text)?,
+        Some(text) => select(&list, text).map_err(|error| error.code(ABNORMAL))?,
         None => list
             .iter()
             .filter(|node| match node.state {

@@ -150,6 +150,9 @@ pub struct Reactor {
     job_waiters: Vec<(ClientId, JobId)>,
     node_waiters: Vec<(ClientId, u32)>,
     resume_until_ms: u64,
+    /// The keeper has told what it holds. Before that nothing is known, so no node is let in (its
+    /// tasks would be taken for strangers') and no job is placed (it may have been before).
+    has_inventory: bool,
     shutting_down: bool,
 }
 
@@ -189,6 +192,7 @@ impl Reactor {
             job_waiters: Vec::new(),
             node_waiters: Vec::new(),
             resume_until_ms: 0,
+            has_inventory: false,
             shutting_down: false,
         }
     }

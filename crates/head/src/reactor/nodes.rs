@@ -39,6 +39,10 @@ impl Reactor {
                           (`wiglaf node token` on the head)";
             return refuse(reason.into(), effects);
         };
+        if !self.has_inventory {
+            effects.push(Effect::DropNode(id));
+            return;
+        }
         // The agent is the init of its tasks: another life of it proves the earlier ones dead.
         if node.incarnation.is_some_and(|earlier| earlier != incarnation) {
             self.declare_dead(id, "was started again", effects);

@@ -100,15 +100,6 @@ impl Reactor {
         request: RunRequest,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        if let Some(job) = self.resumed_job(&caller) {
-            let nodes = job
-                .tasks
-                .values()
-                .map(|task| (task.node, self.nodes.name(task.node)))
-                .collect();
-            effects.push(Effect::Reply(caller.client, Reply::Placed { job: job.id, nodes }));
-            return Ok(());
-        }
         check_request(&request)?;
         if self.waiting.len() >= MAX_WAITING_JOBS {
             return Err(Refusal::new(
@@ -144,9 +135,21 @@ impl Reactor {
     /// Gives waiting jobs their nodes, oldest first. A job that can't be placed does not hold up
     /// those behind it that want other nodes.
     pub(super) fn place_waiting(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        if !self.has_inventory {
+            return;
+        }
         let mut kept = std::collections::VecDeque::new();
         while let Some(mut waiting) = self.waiting.pop_front() {
             let client = waiting.caller.client;
+            if let Some(job) = self.resumed_job(&waiting.caller) {
+                let nodes = job
+                    .tasks
+                    .values()
+                    .map(|task| (task.node, self.nodes.name(task.node)))
+                    .collect();
+                effects.push(Effect::Reply(client, Reply::Placed { job: job.id, nodes }));
+                continue;
+            }
             let credential = &waiting.caller.credential;
             let asker =
                 Asker { uid: credential.uid, gid: credential.gid, groups: &credential.groups };

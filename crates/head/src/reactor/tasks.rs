@@ -47,6 +47,7 @@ impl Reactor {
                     self.next_deputy = self.next_deputy.max(deputy.0 + 1);
                     self.deputies.insert(credential, deputy);
                 }
+                self.has_inventory = true;
                 self.resume_until_ms = now_ms + RESUME_WAIT_MS;
                 for ghost in ghosts {
                     self.restore(now_ms, &ghost, effects);
@@ -198,7 +199,8 @@ impl Reactor {
             Phase::Launching | Phase::Running => {
                 effects.push(Effect::ToNode(node, ToAgent::Kill { task: id }));
             }
-            Phase::Telling(_) | Phase::Finishing(_) => {
+            Phase::Telling(_) => self.finish(id, effects),
+            Phase::Finishing(_) => {
                 effects.push(Effect::ToKeeper(ToKeeper::Finish { task: id, end, text: None }));
             }
         }
@@ -339,6 +341,7 @@ impl Reactor {
 
     pub(super) fn keeper_lost(&mut self, _now_ms: u64, effects: &mut Vec<Effect>) {
         // The ghosts have seen the same end of file and have ended with 125 by themselves.
+        self.has_inventory = false;
         self.deputies.clear();
         self.ready_deputies.clear();
         // A command that still launches waits for a word; the others don't listen.
@@ -353,9 +356,11 @@ impl Reactor {
             .map(|task| (task.id, task.node, task.phase.is_over_on_node()))
             .collect();
         for (id, node, over) in all {
-            if !over {
-                effects.push(Effect::ToNode(node, ToAgent::Kill { task: id }));
-            }
+            // Each is ignored by an agent that it does not fit.
+            effects.push(Effect::ToNode(
+                node,
+                if over { ToAgent::Acknowledge { task: id } } else { ToAgent::Kill { task: id } },
+            ));
             self.remove(id, Status::cluster_failed("the keeper has died"), effects);
         }
     }

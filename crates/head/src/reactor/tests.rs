@@ -33,7 +33,11 @@ impl World {
         };
         let mut table = NodeTable::default();
         table.enrol("n1").unwrap();
-        World { reactor: Reactor::new(policy, table, Vec::new(), 1), now_ms: 10_000 }
+        let reactor = Reactor::new(policy, table, Vec::new(), 1);
+        let mut world = World { reactor, now_ms: 10_000 };
+        let inventory = FromKeeper::Inventory { ghosts: vec![], deputies: vec![] };
+        world.event(Event::FromKeeper(inventory));
+        world
     }
 
     fn event(&mut self, event: Event) -> Vec<Effect> {
