@@ -1,6 +1,7 @@
 //! A command's connection to the head.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -77,6 +78,21 @@ impl Head {
     }
 }
 
+/// A command gives the head its descriptors and environment: only root's head or one of one's own
+/// may have them.
+fn check_owner(socket: OwnedFd, path: &Path) -> Result<OwnedFd, CommandError> {
+    let owner = rustix::net::sockopt::socket_peercred(&socket)?.uid;
+    if owner.is_root() || owner == rustix::process::geteuid() {
+        return Ok(socket);
+    }
+    Err(CommandError::new(format!(
+        "{} belongs to user {}, neither root nor you: nothing was sent there",
+        path.display(),
+        owner.as_raw()
+    ))
+    .hint("start a cluster of your own: `wiglaf up -n 4`"))
+}
+
 fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
     let path = layout.head_socket();
     let address = SocketAddrUnix::new(&path).map_err(|_| {
@@ -90,7 +106,7 @@ fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
         None,
     )?;
     match rustix::net::connect(&socket, &address) {
-        Ok(()) => Ok(socket),
+        Ok(()) => check_owner(socket, &path),
         Err(Errno::NOENT | Errno::CONNREFUSED) => {
             Err(CommandError::new(format!("no head is running (looked at {})", path.display()))
                 .hint("start a cluster: `wiglaf up -n 4` for virtual nodes, or try `wiglaf demo`"))

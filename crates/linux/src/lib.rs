@@ -13,6 +13,7 @@ pub mod mount;
 pub mod namespace;
 pub mod peer;
 pub mod process;
+pub mod session;
 pub mod signal;
 pub mod spawn;
 pub mod status;

@@ -134,7 +134,8 @@ fn flags(nohang: bool) -> i32 {
     libc::__WALL | if nohang { libc::WNOHANG } else { 0 }
 }
 
-fn wait4(pid: i32, options: i32) -> Result<Option<ChildChange>, Errno> {
+/// Allocates nothing, so that forks of a process with several threads may call it.
+pub(crate) fn wait4(pid: i32, options: i32) -> Result<Option<ChildChange>, Errno> {
     let mut status = 0_i32;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     let found = loop {
@@ -303,24 +304,40 @@ pub enum TitleError {
 /// Has `ps` show `title` instead of our arguments, cut to the room that those took, and `comm`
 /// the part of it before a colon. For a process's start: `std::env::args` reads the same bytes.
 pub fn set_process_title(title: &str) -> Result<(), TitleError> {
-    let (start, end) = argument_area().map_err(TitleError::Arguments)?;
-    let mut bytes = title.bytes().filter(|&byte| byte != 0);
-    for address in start..end {
-        // The last byte stays NUL, or the kernel takes the environment for a part of it.
-        let byte = if address + 1 == end {
-            0
-        } else {
-            bytes.next().unwrap_or(0)
-        };
-        // SAFETY: the kernel says that the argument strings, which are writable memory of
-        // this process for all its life, span these addresses. Atomic, because
-        // another thread may be reading its arguments.
-        let place = unsafe { AtomicU8::from_ptr(std::ptr::with_exposed_provenance_mut(address)) };
-        place.store(byte, Ordering::Relaxed);
-    }
+    ArgumentArea::find()?.write(title);
     let short = title.split(':').next().unwrap_or(title).replace('\0', "");
     let name = std::ffi::CString::new(short).unwrap_or_default();
     rustix::thread::set_name(&name).map_err(TitleError::Name)
+}
+
+/// Where `ps` finds our arguments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArgumentArea {
+    start: usize,
+    end: usize,
+}
+
+impl ArgumentArea {
+    pub(crate) fn find() -> Result<ArgumentArea, TitleError> {
+        let (start, end) = argument_area().map_err(TitleError::Arguments)?;
+        Ok(ArgumentArea { start, end })
+    }
+
+    /// Allocates nothing, so that forks of a process with several threads may call it.
+    pub(crate) fn write(self, title: &str) {
+        let mut bytes = title.bytes().filter(|&byte| byte != 0);
+        for address in self.start..self.end {
+            // The last byte stays NUL, or the kernel takes the environment for a part of it.
+            let last = address + 1 == self.end;
+            let byte = if last { 0 } else { bytes.next().unwrap_or(0) };
+            // SAFETY: the kernel says that the argument strings, which are writable memory of
+            // this process for all its life, span these addresses. Atomic, because another
+            // thread may be reading its arguments.
+            let place =
+                unsafe { AtomicU8::from_ptr(std::ptr::with_exposed_provenance_mut(address)) };
+            place.store(byte, Ordering::Relaxed);
+        }
+    }
 }
 
 fn argument_area() -> std::io::Result<(usize, usize)> {

@@ -63,7 +63,8 @@ pub struct SpawnRequest<'a> {
     pub hostname: Option<&'a [u8]>,
     /// The PID in the caller's PID namespace; `None` lets the kernel choose.
     pub pid: Option<i32>,
-    /// Make standard input the controlling terminal.
+    /// Make standard input the controlling terminal. (For one with job control, see
+    /// [`crate::session`].)
     pub controlling_tty: bool,
     /// Signals that the process is to ignore; all others get their default action.
     pub ignored_signals: SignalSet,
@@ -106,6 +107,9 @@ pub enum SpawnError {
         /// `clone3`'s error. EINVAL with a chosen PID: it is above `pid_max`.
         errno: Errno,
     },
+    /// The leader of its session was killed before it could tell.
+    #[error("the leader of its session was killed")]
+    Leader,
     /// The process was made, failed at this stage and is gone.
     #[error("{stage}: {errno}")]
     Child {
@@ -147,6 +151,25 @@ pub enum Stage {
     Exec,
 }
 
+impl Stage {
+    /// All of them, in the order of their numbers.
+    pub(crate) const ALL: [Stage; 13] = [
+        Stage::MountNs,
+        Stage::Chroot,
+        Stage::Hostname,
+        Stage::Session,
+        Stage::Terminal,
+        Stage::Stdio,
+        Stage::Limits,
+        Stage::Groups,
+        Stage::Gid,
+        Stage::Uid,
+        Stage::Cwd,
+        Stage::Signals,
+        Stage::Exec,
+    ];
+}
+
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -169,14 +192,24 @@ impl std::fmt::Display for Stage {
 
 /// Starts the process; returns when it has exec'd or failed.
 pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
-    let candidates = candidates(request.program, request.env);
-    let image = Image::new(&candidates, request.argv, request.env);
-    let mut context = Context {
-        request,
-        image: &image,
-        failure: None,
-    };
-    let options = vfork::Options {
+    let mut context = Context::new(request, Membership::Leads);
+    let options = options(request);
+    let context: *mut Context<'_, '_> = &raw mut context;
+    // SAFETY: `child` makes raw system calls only, and the context outlives the call.
+    let (pid, pidfd) = unsafe { vfork::run(&options, child, context.cast()) }
+        .map_err(|errno| clone_error(request, errno))?;
+    // SAFETY: the child no longer shares our memory, so this is the only access.
+    match unsafe { failure(context) } {
+        None => Ok(Spawned { pid, pidfd }),
+        Some((stage, errno)) => {
+            reap_failed(pid);
+            Err(SpawnError::Child { stage, errno })
+        }
+    }
+}
+
+pub(crate) fn options<'a>(request: &SpawnRequest<'a>) -> vfork::Options<'a> {
+    vfork::Options {
         flags: if request.new_uts {
             libc::CLONE_NEWUTS.cast_unsigned().into()
         } else {
@@ -184,24 +217,34 @@ pub fn spawn(request: &SpawnRequest<'_>) -> Result<Spawned, SpawnError> {
         },
         pid: request.pid,
         cgroup: request.cgroup,
-    };
-    let context: *mut Context<'_, '_> = &raw mut context;
-    // SAFETY: `child` makes raw system calls only, and the context outlives the call.
-    let (pid, pidfd) = unsafe { vfork::run(&options, child, context.cast()) }.map_err(|errno| {
-        match request.pid {
-            Some(pid) if errno == Errno::EXIST => SpawnError::PidTaken { pid },
-            _ => SpawnError::Clone { errno },
-        }
-    })?;
-    // SAFETY: the child no longer shares our memory, so this is the only access; volatile
-    // because the compiler does not see the child's write.
-    match unsafe { ptr::read_volatile(&raw const (*context).failure) } {
-        None => Ok(Spawned { pid, pidfd }),
-        Some((stage, errno)) => {
-            reap_failed(pid);
-            Err(SpawnError::Child { stage, errno })
-        }
     }
+}
+
+pub(crate) fn clone_error(request: &SpawnRequest<'_>, errno: Errno) -> SpawnError {
+    match request.pid {
+        Some(pid) if errno == Errno::EXIST => SpawnError::PidTaken { pid },
+        _ => SpawnError::Clone { errno },
+    }
+}
+
+/// What the child has left in the context.
+///
+/// # Safety
+/// The child no longer shares our memory.
+pub(crate) unsafe fn failure(context: *const Context<'_, '_>) -> Option<(Stage, Errno)> {
+    // SAFETY: the caller's promise; volatile because the compiler does not see the child's
+    // write.
+    unsafe { ptr::read_volatile(&raw const (*context).failure) }
+}
+
+/// What the process is in its session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Membership {
+    /// It leads a session of its own.
+    Leads,
+    /// Its parent leads it; it leads the group in the foreground of the terminal, which is
+    /// this one of its standard descriptors.
+    Foreground { terminal: usize },
 }
 
 /// Takes a failed child away, so that the caller never hears of it. An error means that
@@ -217,8 +260,8 @@ pub(crate) fn reap_failed(pid: i32) {
 }
 
 /// What `execve` needs, as the pointer arrays that it wants.
-struct Image<'a> {
-    candidates: &'a [CString],
+struct Image {
+    candidates: Vec<CString>,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
     /// `/bin/sh CANDIDATE ARGS…`; the second place is filled in by the child.
@@ -226,8 +269,8 @@ struct Image<'a> {
     _shell_argv: Box<[*const c_char]>,
 }
 
-impl<'a> Image<'a> {
-    fn new(candidates: &'a [CString], argv: &[CString], env: &[CString]) -> Image<'a> {
+impl Image {
+    fn new(candidates: Vec<CString>, argv: &[CString], env: &[CString]) -> Image {
         let mut shell_argv: Box<[*const c_char]> = [SHELL.as_ptr(), ptr::null()]
             .into_iter()
             .chain(argv.iter().skip(1).map(|arg| arg.as_ptr()))
@@ -277,18 +320,29 @@ fn candidates(program: &CStr, env: &[CString]) -> Vec<CString> {
 }
 
 /// What parent and child share.
-struct Context<'r, 'a> {
+pub(crate) struct Context<'r, 'a> {
     request: &'r SpawnRequest<'a>,
-    image: &'r Image<'r>,
+    membership: Membership,
+    image: Image,
     failure: Option<(Stage, Errno)>,
 }
 
+impl<'r, 'a> Context<'r, 'a> {
+    /// All allocating is done here, before there is a child.
+    pub(crate) fn new(request: &'r SpawnRequest<'a>, membership: Membership) -> Self {
+        let candidates = candidates(request.program, request.env);
+        let image = Image::new(candidates, request.argv, request.env);
+        Context { request, membership, image, failure: None }
+    }
+}
+
 /// The child: raw system calls on the caller's memory, nothing else.
-extern "C" fn child(context: *mut c_void) -> ! {
+pub(crate) extern "C" fn child(context: *mut c_void) -> ! {
     let context = context.cast::<Context<'_, '_>>();
     // SAFETY: the parent passed its context and waits until we are done with it.
-    let (request, image) = unsafe { ((*context).request, (*context).image) };
-    let (stage, errno) = match prepare(request) {
+    let (request, membership, image) =
+        unsafe { ((*context).request, (*context).membership, &(*context).image) };
+    let (stage, errno) = match prepare(request, membership) {
         Err(failure) => failure,
         Ok(()) => (Stage::Exec, execute(image)),
     };
@@ -310,7 +364,7 @@ pub(crate) fn exit(code: i32) -> ! {
 /// # Safety
 /// As [`raw`].
 #[inline]
-unsafe fn step<const N: usize>(
+pub(crate) unsafe fn step<const N: usize>(
     stage: Stage,
     number: c_long,
     args: [usize; N],
@@ -324,7 +378,10 @@ unsafe fn step<const N: usize>(
     }
 }
 
-fn prepare(request: &SpawnRequest<'_>) -> Result<(), (Stage, Errno)> {
+fn prepare(
+    request: &SpawnRequest<'_>,
+    membership: Membership,
+) -> Result<(), (Stage, Errno)> {
     // SAFETY: every pointer below belongs to the request, which outlives this child; lengths
     // are those of the slices. No call writes to memory.
     unsafe {
@@ -344,11 +401,15 @@ fn prepare(request: &SpawnRequest<'_>) -> Result<(), (Stage, Errno)> {
             let args = [name.as_ptr().expose_provenance(), name.len()];
             step(Stage::Hostname, libc::SYS_sethostname, args)?;
         }
-        step(Stage::Session, libc::SYS_setsid, [])?;
+        match membership {
+            Membership::Leads => step(Stage::Session, libc::SYS_setsid, [])?,
+            Membership::Foreground { .. } => step(Stage::Session, libc::SYS_setpgid, [0, 0])?,
+        };
         place_stdio(request.stdio.map(|fd| fd.as_raw_fd()))?;
-        if request.controlling_tty {
-            let ioctl = usize::try_from(libc::TIOCSCTTY).unwrap_or(0);
-            step(Stage::Terminal, libc::SYS_ioctl, [0, ioctl, 0])?;
+        match membership {
+            Membership::Leads if request.controlling_tty => take_terminal(0)?,
+            Membership::Leads => {}
+            Membership::Foreground { terminal } => come_to_foreground(terminal)?,
         }
         for limit in request.limits {
             set_limit(limit)?;
@@ -364,6 +425,30 @@ fn prepare(request: &SpawnRequest<'_>) -> Result<(), (Stage, Errno)> {
         step(Stage::Cwd, libc::SYS_chdir, [cwd])?;
         set_signals(request.ignored_signals, request.blocked_signals)
     }
+}
+
+/// Makes a terminal the controlling one of the calling process, which leads a session.
+///
+/// # Safety
+/// Only in a child, whose descriptor it is.
+pub(crate) unsafe fn take_terminal(terminal: usize) -> Result<(), (Stage, Errno)> {
+    let ioctl = usize::try_from(libc::TIOCSCTTY).unwrap_or(0);
+    // SAFETY: the argument is no pointer.
+    unsafe { step(Stage::Terminal, libc::SYS_ioctl, [terminal, ioctl, 0]) }.map(|_| ())
+}
+
+/// Makes the calling process's group the one that the terminal's keys are for. It is in the
+/// background until then, and would be stopped if SIGTTOU were not blocked.
+///
+/// # Safety
+/// Only in a child that leads its group and blocks all signals.
+unsafe fn come_to_foreground(terminal: usize) -> Result<(), (Stage, Errno)> {
+    let ioctl = usize::try_from(libc::TIOCSPGRP).unwrap_or(0);
+    // SAFETY: no pointer is passed.
+    let group = arch::pid_from(unsafe { step(Stage::Terminal, libc::SYS_getpid, []) }?);
+    let args = [terminal, ioctl, (&raw const group).expose_provenance()];
+    // SAFETY: the kernel reads one int.
+    unsafe { step(Stage::Terminal, libc::SYS_ioctl, args) }.map(|_| ())
 }
 
 /// Puts the descriptors at 0, 1 and 2 and closes all others.
@@ -460,10 +545,10 @@ pub(crate) unsafe fn set_signals(
 }
 
 /// Tries the candidates as `execvp` does; returns only if none could be run.
-fn execute(image: &Image<'_>) -> Errno {
+fn execute(image: &Image) -> Errno {
     let mut denied = false;
     let mut last = Errno::NOENT;
-    for candidate in image.candidates {
+    for candidate in &image.candidates {
         // SAFETY: null-terminated arrays of C strings that the parent keeps.
         last = unsafe { execve(candidate.as_ptr(), image.argv.as_ptr(), image.env.as_ptr()) };
         if last == Errno::NOEXEC {

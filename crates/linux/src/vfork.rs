@@ -35,48 +35,68 @@ pub(crate) unsafe fn run(
     argument: *mut c_void,
 ) -> Result<(i32, OwnedFd), Errno> {
     with_stack(|stack| {
-        let mut pidfd: i32 = -1;
-        let set_tid = [options.pid.unwrap_or(0)];
-        let mut args = CloneArgs {
-            flags: options.flags
-                | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD).cast_unsigned() as u64,
-            pidfd: (&raw mut pidfd).expose_provenance() as u64,
-            exit_signal: libc::SIGCHLD.cast_unsigned().into(),
-            stack: stack.expose_provenance() as u64,
-            stack_size: STACK_BYTES as u64,
-            ..CloneArgs::default()
-        };
-        if options.pid.is_some() {
-            args.set_tid = set_tid.as_ptr().expose_provenance() as u64;
-            args.set_tid_size = 1;
-        }
-        if let Some(cgroup) = options.cgroup {
-            args.flags |= CLONE_INTO_CGROUP;
-            args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-        }
-
         let _undumpable = Undumpable::enter();
         // A handler of ours running in the child would work on our memory under another PID.
         let _blocked = Blocked::all();
-        // SAFETY: the stack is this thread's own and CLONE_VFORK holds this thread until the
-        // child is done with it and with `argument`; the rest is the caller's promise.
-        let result = unsafe { arch::clone3_on_stack(&args, entry, argument) };
-        let pid = arch::pid_from(arch::decode(result)?);
-        // SAFETY: CLONE_PIDFD stored a descriptor that nothing else knows of. It was written
-        // by the kernel behind the compiler's back.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(ptr::read_volatile(&raw const pidfd)) };
-        Ok((pid, pidfd))
+        // SAFETY: the stack is this thread's own; the rest is the caller's promise.
+        let (pid, pidfd) = unsafe { run_on(stack, options, entry, argument) }?;
+        // SAFETY: a descriptor that the kernel just made for us.
+        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
     })
+}
+
+/// [`run`] without what touches locks or thread-local state: for forks of a process with
+/// several threads. Returns the child's PID and the number of its pidfd.
+///
+/// # Safety
+/// As [`run`]; `stack` is [`own_stack`]'s, all signals are blocked, and the caller does not
+/// mind being undumpable afterwards.
+pub(crate) unsafe fn run_on(
+    stack: *mut c_void,
+    options: &Options<'_>,
+    entry: extern "C" fn(*mut c_void) -> !,
+    argument: *mut c_void,
+) -> Result<(i32, i32), Errno> {
+    let mut pidfd: i32 = -1;
+    let set_tid = [options.pid.unwrap_or(0)];
+    let mut args = CloneArgs {
+        flags: options.flags
+            | (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD).cast_unsigned() as u64,
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        exit_signal: libc::SIGCHLD.cast_unsigned().into(),
+        stack: stack.expose_provenance() as u64,
+        stack_size: STACK_BYTES as u64,
+        ..CloneArgs::default()
+    };
+    if options.pid.is_some() {
+        args.set_tid = set_tid.as_ptr().expose_provenance() as u64;
+        args.set_tid_size = 1;
+    }
+    if let Some(cgroup) = options.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
+    // SAFETY: CLONE_VFORK holds this thread until the child is done with the stack and with
+    // `argument`; the rest is the caller's promise.
+    let result = unsafe { arch::clone3_on_stack(&args, entry, argument) };
+    let pid = arch::pid_from(arch::decode(result)?);
+    // SAFETY: CLONE_PIDFD stored it, behind the compiler's back.
+    Ok((pid, unsafe { ptr::read_volatile(&raw const pidfd) }))
+}
+
+/// The calling thread's stack for [`run_on`], also in a fork that the thread makes.
+pub(crate) fn own_stack() -> Result<*mut c_void, Errno> {
+    with_stack(Ok)
 }
 
 /// `CLONE_INTO_CGROUP`, which libc declares with too narrow a type.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// All signals blocked in this thread, glibc's internal ones included, until dropped.
-struct Blocked(SignalSet);
+pub(crate) struct Blocked(SignalSet);
 
 impl Blocked {
-    fn all() -> Blocked {
+    pub(crate) fn all() -> Blocked {
         Blocked(SignalSet::ALL.replace_mask())
     }
 }

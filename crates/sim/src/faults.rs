@@ -15,6 +15,7 @@ const GENTLE_GAP_MS: u64 = 40_000;
 /// a lease, which is what a lease has left at least when a partition begins.
 const GENTLE_PARTITION_MS: u64 = 15_000;
 const GENTLE_LEASE_MS: u64 = 60_000;
+const BURST_MS: u64 = 3_000;
 const MAX_NODES: u64 = 4;
 const MAX_COMMANDS: u64 = 10;
 const MAX_FAULTS: u64 = 12;
@@ -183,6 +184,9 @@ impl World {
             };
             self.at(at_ms, Event::Fault(fault));
         }
+        if self.rng.chance(40) {
+            self.plan_burst();
+        }
         for _ in 0..self.rng.below(6) {
             let at_ms = self.trouble_time();
             let signal = self.rng.pick(&[1, 2, 9, 9, 10, 15, 18, 19, 20]).unwrap_or(9);
@@ -192,6 +196,21 @@ impl World {
                 6 => Fault::KillCommand,
                 _ => Fault::List,
             };
+            self.at(at_ms, Event::Fault(fault));
+        }
+    }
+
+    /// One node has much trouble at once, and comes back while its last words are under way.
+    fn plan_burst(&mut self) {
+        let first_ms = self.trouble_time();
+        let Some(node) = self.any_node() else { return };
+        for _ in 0..self.rng.between(3, 8) {
+            let fault = match self.rng.below(4) {
+                0 => Fault::Break { node },
+                1 | 2 => Fault::Partition { node, for_ms: self.rng.between(1, 2_000) },
+                _ => Fault::AgentCrash { node, power: false, down_ms: self.rng.between(1, 300) },
+            };
+            let at_ms = first_ms + self.rng.below(BURST_MS);
             self.at(at_ms, Event::Fault(fault));
         }
     }

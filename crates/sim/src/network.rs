@@ -103,9 +103,11 @@ impl World {
         let node = conn.node;
         let until_ms = self.nodes.get(&node).map_or(0, |machine| machine.partition_until_ms);
         if until_ms > self.now_ms {
-            // Retransmissions back off: the hole lasts longer for those inside.
+            // Retransmissions back off (RFC 6298): a hole lasts up to twice as long for those
+            // inside.
             let wire = if up { Wire::Up(id) } else { Wire::Down(id) };
-            let delay_ms = until_ms - self.now_ms + self.network_ms();
+            let hole_ms = until_ms - self.now_ms;
+            let delay_ms = hole_ms + self.rng.below(hole_ms) + self.network_ms();
             self.send(wire, delay_ms, Event::Net { conn: id, up });
         } else if up {
             if let Some(message) = conn.up.pop_front() {

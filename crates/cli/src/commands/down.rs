@@ -24,16 +24,8 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
     let layout = Layout::own()?;
     let rack_file = layout.run.join("rack.pid");
     let mut processes: Vec<_> = Known::read(&rack_file).into_iter().collect();
-    let keeper = dial_keeper(&layout);
-    if let Some(keeper) = &keeper
-        && let Ok(peer) = rustix::net::sockopt::socket_peercred(keeper)
-    {
-        processes.extend(Known::of(peer.pid.as_raw_nonzero().get()));
-    }
     let found = match Head::connect_to(&layout) {
         Ok(mut head) => {
-            // A connection of ours in the keeper's queue would replace the head's.
-            drop(keeper);
             let status = daemons::status(&mut head)?;
             let pids = [status.pid, status.keeper_pid, status.rack_pid.unwrap_or(0)];
             let all = pids.into_iter().chain(status.deputy_pids);
@@ -45,13 +37,17 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
             true
         }
         Err(error) if error.is_refusal() => return Err(error),
-        Err(_) => {
-            let found = keeper.is_some() || !processes.is_empty();
-            if let Some(keeper) = keeper {
+        // The head has died. Only then may the keeper be called: it serves one caller, the last.
+        Err(_) => match dial_keeper(&layout) {
+            Some(keeper) => {
+                if let Ok(peer) = rustix::net::sockopt::socket_peercred(&keeper) {
+                    processes.extend(Known::of(peer.pid.as_raw_nonzero().get()));
+                }
                 end_keeper(keeper);
+                true
             }
-            found
-        }
+            None => !processes.is_empty(),
+        },
     };
     daemons::end(&processes);
     remove_traces(&layout)?;

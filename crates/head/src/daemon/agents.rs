@@ -14,9 +14,11 @@ use wiglaf_wire::nodeset::is_node_name;
 
 use super::clients::refused;
 use super::{
-    AgentLink, CONNECTIONS, Daemon, DaemonError, Kind, MAX_UNPROVEN, PROOF_WAIT_MS, Unproven,
+    AgentLink, CONNECTIONS, Daemon, DaemonError, Kind, LOOK_AGAIN_MS, MAX_UNPROVEN,
+    MAX_WAITING_LINKS, PROOF_WAIT_MS, Unproven,
     accept, is_over, log, now_ms, token, wall_clock_s,
 };
+use crate::node_table::Presence;
 use crate::reactor::Event;
 
 impl Daemon {
@@ -30,21 +32,23 @@ impl Daemon {
         rustix::net::bind(&socket, &address).map_err(failed)?;
         rustix::net::listen(&socket, 4096).map_err(failed)?;
         self.poll.add(&socket, CONNECTIONS, Interest::Read)?;
-        self.connections = Some(socket);
+        self.listeners.push((None, socket));
         Ok(())
     }
 
     pub(super) fn accept_connections(&mut self) {
-        loop {
-            let Some(listener) = &self.connections else { return };
-            let Some(socket) = accept(listener) else { return };
+        let mut accepted = Vec::new();
+        for (_, listener) in &self.listeners {
+            accepted.extend(std::iter::from_fn(|| accept(listener)).take(MAX_UNPROVEN));
+        }
+        for socket in accepted {
             if self.unproven.len() >= MAX_UNPROVEN {
                 continue;
             }
             let number = self.number();
             if self.poll.add(&socket, token(Kind::Unproven, number), Interest::Read).is_ok() {
                 let deadline = now_ms() + PROOF_WAIT_MS;
-                self.unproven.insert(number, (Unproven::Fresh(socket), deadline));
+                self.unproven.insert(number, (Unproven::Fresh(socket, None), deadline));
             }
         }
     }
@@ -54,10 +58,19 @@ impl Daemon {
         self.unproven.retain(|_, (_, deadline)| *deadline > now);
     }
 
+    /// Connections whose ClientHello was not whole.
+    pub(super) fn look_again(&mut self) {
+        let now = now_ms();
+        let due = |connection: &Unproven| matches!(connection, Unproven::Fresh(_, Some(at)) if *at <= now);
+        let numbers: Vec<_> =
+            self.unproven.iter().filter(|(_, (c, _))| due(c)).map(|(number, _)| *number).collect();
+        numbers.into_iter().for_each(|number| self.unproven_ready(number));
+    }
+
     pub(super) fn unproven_ready(&mut self, number: u64) {
         let Some((connection, deadline)) = self.unproven.remove(&number) else { return };
         let outcome = match connection {
-            Unproven::Fresh(socket) => self.route(number, socket),
+            Unproven::Fresh(socket, _) => self.route(number, socket),
             Unproven::Handshake(link) => self.prove(number, link),
         };
         match outcome {
@@ -74,11 +87,21 @@ impl Daemon {
     /// Who is the connection for? A deputy's is handed on untouched; the head's own goes on here.
     fn route(&mut self, number: u64, socket: OwnedFd) -> Result<Option<Unproven>, LinkError> {
         let Some(name) = peek_server_name(&socket)? else {
-            return Ok(Some(Unproven::Fresh(socket)));
+            // What has been looked at is still there to be read: waiting for it would spin.
+            self.poll.modify(&socket, token(Kind::Unproven, number), Interest::None)?;
+            return Ok(Some(Unproven::Fresh(socket, Some(now_ms() + LOOK_AGAIN_MS))));
         };
         self.poll.remove(&socket)?;
         match Role::from_name(&name) {
             Some(Role::Deputy(deputy)) => {
+                // Only of deputies that there are: a stranger may ask for any number (S1).
+                let is_starting = self.deputy_queues.get(&deputy).is_some_and(|waiting| {
+                    let is_link = |(message, _): &&(ToDeputy, _)| *message == ToDeputy::Link;
+                    waiting.iter().filter(is_link).count() < MAX_WAITING_LINKS
+                });
+                if !self.deputies.contains_key(&deputy) && !is_starting {
+                    return Err(LinkError::Closed);
+                }
                 self.send_deputy(deputy, ToDeputy::Link, vec![socket]);
                 Ok(None)
             }
@@ -159,11 +182,20 @@ impl Daemon {
             return refuse("its name can't be a node's: letters, digits, - and . are allowed");
         }
         if let Some(node) = self.reactor.nodes().by_name(&name)
-            && self.is_connected(node.id)
+            && node.presence != Presence::Absent
         {
-            return refuse("a node with this name is connected: give this one another --name");
+            // What a silent one runs may live until the fence (P4).
+            return refuse(
+                "a node with this name is connected, or has been until now: give this one \
+                 another --name, or wait until `wiglaf nodes` shows that one as down",
+            );
         }
-        let enrolled = self.reactor.nodes_mut().enrol(&name).map(|node| node.clone());
+        let virtual_nodes = &self.virtual_nodes;
+        let enrolled = self.reactor.nodes_mut().enrol(&name).map(|node| {
+            // A machine that takes the name of a virtual node of old is none.
+            node.is_virtual = virtual_nodes.contains_key(&node.id);
+            node.clone()
+        });
         let node = match enrolled {
             Ok(node) => node,
             Err(error) => return refuse(&error.to_string()),

@@ -101,7 +101,7 @@ impl Daemon {
                 if caller.credential.uid == self.reactor.policy().own_uid {
                     rustix::io::ioctl_fionbio(&listener, true)?;
                     let _ = self.poll.add(&listener, CONNECTIONS, Interest::Read);
-                    self.connections = Some(listener);
+                    self.listeners.push((Some(number), listener));
                     if let Some(client) = self.clients.get_mut(&number) {
                         client.is_rack = true;
                     }
@@ -222,6 +222,9 @@ impl Daemon {
     fn drop_client(&mut self, number: u64) {
         if let Some(client) = self.clients.remove(&number) {
             let _ = self.poll.remove(&client.channel);
+            for (_, listener) in self.listeners.extract_if(.., |(of, _)| *of == Some(number)) {
+                let _ = self.poll.remove(&listener);
+            }
             self.event(Event::ClientGone(ClientId(number)));
         }
     }
@@ -245,12 +248,12 @@ impl Daemon {
                 .map_or(0, |peer| peer.pid.as_raw_nonzero().get())
         };
         let rack = self.clients.values().find(|client| client.is_rack);
-        let listening = self
-            .connections
-            .as_ref()
-            .and_then(|socket| rustix::net::getsockname(socket).ok())
-            .and_then(|address| std::net::SocketAddr::try_from(address).ok())
-            .map(|address| address.to_string());
+        let addresses = self.listeners.iter().filter_map(|(_, socket)| {
+            let address = rustix::net::getsockname(socket).ok()?;
+            std::net::SocketAddr::try_from(address).ok().map(|address| address.to_string())
+        });
+        let addresses: Vec<_> = addresses.collect();
+        let listening = (!addresses.is_empty()).then(|| addresses.join(", "));
         let status = HeadStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),

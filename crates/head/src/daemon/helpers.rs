@@ -144,6 +144,8 @@ impl Daemon {
             Ok(()) => {
                 self.dirty.insert(KEEPER);
             }
+            // One message that can't be made is no reason to lose all ghosts.
+            Err(LinkError::Frame(error)) => log(&format!("to the keeper: {error}")),
             Err(error) => self.keeper_lost(&error),
         }
     }

@@ -27,12 +27,15 @@ use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 
 use crate::config::{Config, Layout};
 use crate::jobs::Caller;
-use crate::node_table::Presence;
 use crate::reactor::{Effect, Event, Policy, Reactor};
 use crate::store::{ClusterSecrets, Store, StoreError};
 
 /// Connections that have not yet proven to be an agent's, at most.
 const MAX_UNPROVEN: usize = 256;
+/// How long until a connection that has not said enough is looked at again.
+const LOOK_AGAIN_MS: u64 = 20;
+/// Connections that wait for one deputy which is being started, at most.
+const MAX_WAITING_LINKS: usize = 64;
 /// How long such a connection may take.
 const PROOF_WAIT_MS: u64 = 10_000;
 /// Commands connected at once, at most.
@@ -111,8 +114,9 @@ struct Client {
 }
 
 enum Unproven {
-    /// Its ClientHello has not been seen whole.
-    Fresh(OwnedFd),
+    /// Its ClientHello has not been seen whole; looked at again at this time, because what is
+    /// only looked at stays readable.
+    Fresh(OwnedFd, Option<u64>),
     /// TLS is up or coming up; the first message decides.
     Handshake(Box<AgentLink>),
 }
@@ -138,7 +142,8 @@ pub struct Daemon {
     authority: Authority,
     tls: Arc<rustls::ServerConfig>,
     commands: OwnedFd,
-    connections: Option<OwnedFd>,
+    /// Sockets that agents dial: the configured one, and the rack's with its client's number.
+    listeners: Vec<(Option<u64>, OwnedFd)>,
     keeper: Option<Channel<FromKeeper, ToKeeper>>,
     clients: HashMap<u64, Client>,
     unproven: HashMap<u64, (Unproven, u64)>,
@@ -185,7 +190,7 @@ impl Daemon {
             authority,
             tls,
             commands,
-            connections: None,
+            listeners: Vec::new(),
             keeper: None,
             clients: HashMap::new(),
             unproven: HashMap::new(),
@@ -227,13 +232,18 @@ impl Daemon {
                 self.ready(*event);
             }
             self.drop_late_unproven();
+            self.look_again();
             self.event(Event::Tick);
         }
     }
 
     fn timeout(&self) -> Option<Duration> {
         let proofs = self.unproven.values().map(|(_, deadline)| *deadline);
-        let next = proofs.chain(self.reactor.next_deadline_ms()).chain(self.ending_at_ms).min()?;
+        let looks = self.unproven.values().filter_map(|(connection, _)| match connection {
+            Unproven::Fresh(_, at) => *at,
+            Unproven::Handshake(_) => None,
+        });
+        let next = proofs.chain(looks).chain(self.reactor.next_deadline_ms()).chain(self.ending_at_ms).min()?;
         // One more, because a deadline is passed when the clock has ticked beyond it.
         Some(Duration::from_millis(next.saturating_sub(now_ms()) + 1))
     }
@@ -344,11 +354,6 @@ impl Daemon {
     fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
-    }
-
-    /// The reactor's view of who is connected, for the daemon's own checks.
-    fn is_connected(&self, node: NodeId) -> bool {
-        self.reactor.nodes().get(node).is_some_and(|n| n.presence == Presence::Connected)
     }
 }
 

@@ -169,6 +169,8 @@ struct Waiting {
 struct Listing {
     client: ClientId,
     awaited: Vec<NodeId>,
+    /// Lost while they were awaited.
+    silent: Vec<NodeId>,
     found: Vec<(NodeId, Process)>,
     deadline_ms: u64,
 }

@@ -12,12 +12,15 @@ use crate::jobs::{Caller, ClientId, Job, Phase, Task, TaskRecord};
 use crate::node_table::{Node, Presence, Wanted, node_of_pid};
 use crate::placement::{Asker, Placement, Refusal, place, resolve};
 
-const SIGKILL: u8 = 9;
 /// Highest signal number of Linux.
 const MAX_SIGNAL: u8 = 64;
 /// Errno values that a node may answer a signal with, from asm-generic/errno-base.h.
 const EPERM: i32 = 1;
 const ESRCH: i32 = 3;
+/// Longest working directory (`PATH_MAX`, linux/limits.h).
+const MAX_PATH_BYTES: usize = 4096;
+/// More resource limits than Linux has.
+const MAX_LIMITS: usize = 32;
 /// Longest validity of a join token.
 const MAX_TOKEN_MS: u64 = 366 * 24 * 3_600_000;
 
@@ -374,7 +377,7 @@ impl Reactor {
             effects.push(Effect::ToNode(*node, ToAgent::ListProcesses { request }));
         }
         let deadline_ms = now_ms + LIST_WAIT_MS;
-        self.lists.insert(request, Listing { client, awaited, found: Vec::new(), deadline_ms });
+        self.lists.insert(request, Listing { client, awaited, silent: Vec::new(), found: Vec::new(), deadline_ms });
         self.check_lists(now_ms, effects);
     }
 
@@ -397,6 +400,7 @@ impl Reactor {
         self.check_lists(0, effects);
     }
 
+    /// A node that was lost answers no list.
     pub(super) fn answer_for_silent(
         &mut self,
         now_ms: u64,
@@ -405,7 +409,8 @@ impl Reactor {
     ) {
         for list in self.lists.values_mut() {
             if list.awaited.contains(&node) {
-                list.deadline_ms = now_ms;
+                list.awaited.retain(|awaited| *awaited != node);
+                list.silent.push(node);
             }
         }
         self.check_lists(now_ms, effects);
@@ -420,7 +425,8 @@ impl Reactor {
             .collect();
         for request in done {
             let Some(listing) = self.lists.remove(&request) else { continue };
-            let silent = listing.awaited.iter().map(|node| self.nodes.name(*node)).collect();
+            let unheard = listing.silent.iter().chain(&listing.awaited);
+            let silent = unheard.map(|node| self.nodes.name(*node)).collect();
             let list = listing
                 .found
                 .into_iter()
@@ -447,18 +453,12 @@ impl Reactor {
             )
         };
         if let Some(id) = self.task_by_pid(pid) {
-            let (job, task) = self.task(id).ok_or_else(unknown)?;
+            let (job, _) = self.task(id).ok_or_else(unknown)?;
             if job.credential.uid != caller.credential.uid && !self.is_admin(&caller.credential) {
                 return Err(not_yours(pid));
             }
-            let node = task.node;
-            match signal {
-                0 => {}
-                SIGKILL => effects.push(Effect::ToNode(
-                    node,
-                    ToAgent::Signal { task: id, signal, scope: SignalScope::Process },
-                )),
-                _ => self.signal_task(id, signal, SignalScope::Process, effects),
+            if signal != 0 {
+                self.signal_task(id, signal, SignalScope::Process, effects);
             }
             effects.push(Effect::Reply(caller.client, Reply::Done));
             return Ok(());
@@ -577,6 +577,9 @@ fn check_request(request: &RunRequest) -> Result<(), Refusal> {
             format!("the arguments and the environment have {bytes} bytes, over {MAX_SPEC_BYTES}"),
             "as with E2BIG on one machine: use xargs, or a file",
         ));
+    }
+    if spec.cwd.len() > MAX_PATH_BYTES || spec.limits.len() > MAX_LIMITS {
+        return Err(Refusal::new("the working directory's name is too long", "use a shorter one"));
     }
     if !spec.cwd.starts_with(b"/") {
         return Err(Refusal::new("the working directory is not absolute", "cd to it, or use --chdir"));

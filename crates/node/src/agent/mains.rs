@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 
 use rustix::io::Errno;
 use wiglaf_linux::process::{ChildChange, ChildState, ExitStatus, kill, wait_any_child};
+use wiglaf_linux::session::{Leader, Report};
 use wiglaf_linux::status::read_status;
 use wiglaf_wire::agent::SignalScope;
 use wiglaf_wire::id::{Pid, TaskId};
@@ -12,7 +13,7 @@ use wiglaf_wire::status::{Status, Usage};
 
 use super::core::Event;
 use super::processes;
-use super::spawner::{Answer, UtsTag};
+use super::spawner::{Answer, Made, UtsTag};
 
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
@@ -24,6 +25,8 @@ const SIGTTOU: i32 = 22;
 #[derive(Debug, Default)]
 pub(super) struct Mains {
     tasks: HashMap<TaskId, Main>,
+    /// Sessions' leaders that have to be watched.
+    fresh: Vec<TaskId>,
     by_pid: HashMap<i32, TaskId>,
     /// Tags of ended tasks whose leftovers were to stay.
     left: HashMap<UtsTag, TaskId>,
@@ -35,6 +38,8 @@ struct Main {
     state: State,
     /// A stop signal that was replaced by SIGSTOP.
     stop_as: Option<i32>,
+    /// Its parent, where it has a terminal.
+    leader: Option<Leader>,
 }
 
 #[derive(Debug)]
@@ -76,7 +81,7 @@ impl Mains {
     pub(super) fn starting(&mut self, task: TaskId, pid: Pid) {
         let state = State::Starting { held: Vec::new() };
         self.by_pid.insert(pid.0, task);
-        self.tasks.insert(task, Main { pid: pid.0, state, stop_as: None });
+        self.tasks.insert(task, Main { pid: pid.0, state, stop_as: None, leader: None });
     }
 
     /// The spawner has made it, or failed to.
@@ -84,7 +89,11 @@ impl Mains {
         let Answer { task, outcome } = answer;
         let Some(main) = self.tasks.get_mut(&task) else { return };
         match outcome {
-            Ok(tag) => {
+            Ok(Made { tag, leader }) => {
+                if leader.is_some() {
+                    self.fresh.push(task);
+                }
+                main.leader = leader;
                 // A namespace's number is used again once nothing is left in it.
                 self.left.remove(&tag);
                 events.push(Event::Spawned { task });
@@ -99,6 +108,53 @@ impl Mains {
                 events.push(Event::SpawnFailed { task, status });
             }
         }
+    }
+
+    /// The leaders that have come since the last call, by their tasks.
+    pub(super) fn fresh_leaders(&mut self) -> Vec<(TaskId, &Leader)> {
+        let fresh = std::mem::take(&mut self.fresh);
+        let leader = |task| Some((task, self.tasks.get(&task)?.leader.as_ref()?));
+        fresh.into_iter().filter_map(leader).collect()
+    }
+
+    /// A task's leader.
+    pub(super) fn leader(&self, task: TaskId) -> Option<&Leader> {
+        self.tasks.get(&task)?.leader.as_ref()
+    }
+
+    /// Whether the process is the agent's own: a session's leader.
+    pub(super) fn is_leader(&self, pid: i32) -> bool {
+        self.tasks.values().any(|main| main.leader.as_ref().is_some_and(|it| it.pid == pid))
+    }
+
+    /// Takes all that a leader reports. Returns whether it can report more.
+    pub(super) fn hear_leader(&mut self, task: TaskId, events: &mut Vec<Event>) -> bool {
+        while let Some(leader) = self.leader(task) {
+            match leader.report() {
+                Ok(Report::Changed(change)) => self.changed(change, events),
+                Ok(Report::Nothing) => return true,
+                Ok(Report::Over) | Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// A leader has ended. If its task has not, somebody killed it: there is no more terminal to
+    /// speak of, and the main process, now the agent's child, follows.
+    pub(super) fn leader_ended(&mut self, task: TaskId, events: &mut Vec<Event>) {
+        self.hear_leader(task, events);
+        let Some(main) = self.tasks.get_mut(&task) else { return };
+        main.leader = None;
+        let (State::Running { tag }, pid) = (&main.state, main.pid) else { return };
+        if processes::is_own_child(pid) {
+            for member in processes::tagged(*tag) {
+                let _ = kill(member, SIGKILL);
+            }
+            return;
+        }
+        // It was reaped by the leader, which could not tell any more.
+        let state = ChildState::Ended(ExitStatus::Signaled { signal: SIGKILL, core: false });
+        self.changed(ChildChange { pid, state, usage: Default::default() }, events);
     }
 
     /// Takes all changes of children. Orphans that have ended are reaped on the way.
@@ -217,10 +273,11 @@ impl Mains {
         let Some(main) = self.tasks.get_mut(&task) else { return };
         let State::Running { tag } = main.state else { return };
         let pid = main.pid;
-        let is_soft_stop = matches!(signal, SIGTSTP | SIGTTIN | SIGTTOU);
+        // With a leader the kernel does all by itself.
+        let is_soft_stop = main.leader.is_none() && matches!(signal, SIGTSTP | SIGTTIN | SIGTTOU);
         let targets: Vec<i32> = match scope {
             SignalScope::Process => vec![pid],
-            // The main process leads its session, so its group has its number for ever.
+            // The main process is born as a leader, so its group has its number for ever.
             SignalScope::Group if !is_soft_stop => {
                 let _ = kill(-pid, signal);
                 return;
@@ -244,7 +301,7 @@ impl Mains {
 }
 
 /// Whether the signal would stop the process, had its group a shell that looks after it: it has
-/// none here, and the kernel throws away stop signals for such groups (POSIX, orphaned process
+/// none without a terminal, and the kernel throws away stop signals for such groups (POSIX, orphaned process
 /// groups). SIGSTOP it does not.
 fn stops(pid: i32, signal: i32) -> bool {
     read_status(pid).is_ok_and(|status| {

@@ -45,18 +45,20 @@ pub(super) fn is_own_child(pid: i32) -> bool {
     read_stat(pid).is_some_and(|stat| stat.parent == INIT)
 }
 
-/// All processes of tasks.
+/// All processes of tasks; a session's leader is a part of the agent.
 pub(super) fn list(mains: &Mains) -> Vec<Process> {
     let stats: HashMap<i32, Stat> =
         pids().into_iter().filter_map(|pid| Some((pid, read_stat(pid)?))).collect();
     let boot_ms = boot_time_ms();
     let mut list: Vec<_> = stats
         .iter()
+        .filter(|&(&pid, _)| !mains.is_leader(pid))
         .filter_map(|(&pid, stat)| {
+            let parent = if mains.is_leader(stat.parent) { INIT } else { stat.parent };
             Some(Process {
                 task: task_of(pid, mains, |pid| stats.get(&pid).map(|stat| stat.parent)),
                 pid: Pid(pid),
-                parent: Pid(stat.parent),
+                parent: Pid(parent),
                 uid: read_status(pid).ok()?.uids[0],
                 state: stat.state,
                 cpu_ms: ticks_ms(stat.cpu_ticks),

@@ -39,6 +39,10 @@ const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const SPAWNER: Token = Token(2);
 const FIRST_RELAY_TOKEN: u64 = 16;
+/// With a task's number in the lower bits: its session's leader reports or has ended. The relay
+/// does not count so far.
+const LEADER_REPORTS: u64 = 1 << 62;
+const LEADER_ENDS: u64 = 1 << 63;
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
@@ -307,6 +311,14 @@ impl Agent {
                 for answer in answers {
                     self.mains.answered(answer, &mut self.events);
                 }
+                for (task, leader) in self.mains.fresh_leaders() {
+                    let token = Token(LEADER_REPORTS | task.0);
+                    self.poll.add(leader, token, Interest::Read)?;
+                }
+            }
+            Token(token) if token & (LEADER_REPORTS | LEADER_ENDS) != 0 => {
+                let task = TaskId(token & !(LEADER_REPORTS | LEADER_ENDS));
+                self.hear_leader(task, token & LEADER_ENDS != 0)?;
             }
             token if self.relay.owns(token) => {
                 let mut events = Vec::new();
@@ -325,6 +337,19 @@ impl Agent {
             }
         }
         Ok(self.mains.reap(&mut self.events)?)
+    }
+
+    fn hear_leader(&mut self, task: TaskId, has_ended: bool) -> Result<(), AgentError> {
+        if has_ended {
+            self.mains.leader_ended(task, &mut self.events);
+        } else if !self.mains.hear_leader(task, &mut self.events)
+            && let Some(leader) = self.mains.leader(task)
+        {
+            // Its last words, if it had time for any. What it leaves comes to us at its end.
+            self.poll.remove(leader)?;
+            self.poll.add(&leader.pidfd, Token(LEADER_ENDS | task.0), Interest::Read)?;
+        }
+        Ok(())
     }
 
     fn hear_relay(&mut self, events: Vec<RelayEvent>) {

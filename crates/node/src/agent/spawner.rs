@@ -3,6 +3,9 @@
 //! The thread gives itself a UTS namespace for each task, which the task's processes inherit.
 //! Nothing but root can leave it, so it is the tag by which all of a task's processes are known,
 //! whatever sessions they start and whatever parents they lose.
+//!
+//! A task with a terminal gets a leader for its session ([`wiglaf_linux::session`]), which is the
+//! main process's parent in the agent's stead, or there would be no job control on it.
 
 use std::ffi::CString;
 use std::fs;
@@ -13,9 +16,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use wiglaf_linux::namespace::{NamespaceFlags, unshare};
 use wiglaf_linux::signal::{SignalSet, block_signals};
+use wiglaf_linux::session::{self, Leader};
 use wiglaf_linux::spawn::{Limit, SpawnError, SpawnRequest, Stage, spawn};
 use wiglaf_process::relay::node::ChildStdio;
 use wiglaf_wire::id::{Pid, TaskId};
@@ -37,11 +42,20 @@ pub(super) struct Order {
     pub(super) stdio: ChildStdio,
 }
 
-/// What became of an order: the tag of the task's processes, or what to tell the user.
+/// What became of an order: a process, or what to tell the user.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) task: TaskId,
-    pub(super) outcome: Result<UtsTag, Status>,
+    pub(super) outcome: Result<Made, Status>,
+}
+
+/// A task's main process.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// The tag of all the task's processes.
+    pub(super) tag: UtsTag,
+    /// The main process's parent, if that is not the agent.
+    pub(super) leader: Option<Leader>,
 }
 
 /// The inode number of a UTS namespace.
@@ -88,9 +102,10 @@ impl Spawner {
         thread::Builder::new().name("spawner".into()).stack_size(STACK_BYTES).spawn(move || {
             // The loop reads them from a descriptor.
             block_signals(SignalSet::ALL);
+            let home = open_own_uts();
             for order in inbox {
                 let task = order.task;
-                let outcome = make(&order, &root, rootless, &node);
+                let outcome = make(&order, &root, home.as_ref(), rootless, &node);
                 drop(order);
                 if outbox.send(Answer { task, outcome }).is_err() {
                     return;
@@ -120,12 +135,18 @@ impl Spawner {
     }
 }
 
+fn open_own_uts() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc/thread-self/ns/uts", flags, Mode::empty())
+}
+
 fn make(
     order: &Order,
     root: &TaskRoot,
+    home: Result<&OwnedFd, &Errno>,
     rootless: bool,
     node: &str,
-) -> Result<UtsTag, Status> {
+) -> Result<Made, Status> {
     let spec = &order.spec;
     let failed = |reason: String| Status::Failed { code: EXIT_CLUSTER_FAILED, reason };
     let text = |bytes: &[u8]| {
@@ -169,14 +190,22 @@ fn make(
         new_uts: false,
         hostname: None,
         pid: Some(order.pid.0),
-        controlling_tty: order.stdio.terminal.is_some(),
+        controlling_tty: false,
         ignored_signals: SignalSet::from_bits(spec.ignored_signals),
         blocked_signals: SignalSet::from_bits(spec.blocked_signals),
     };
-    match spawn(&request) {
-        Ok(_) => Ok(tag),
-        Err(error) => Err(told(error, spec, node)),
-    }
+    let told = |error| told(error, spec, node);
+    let leader = match order.stdio.terminal {
+        None => {
+            spawn(&request).map_err(told)?;
+            None
+        }
+        Some(stream) => {
+            let home = home.map_err(|errno| told(SpawnError::Clone { errno: *errno }))?;
+            Some(session::spawn(&request, stream.index(), home.as_fd()).map_err(told)?)
+        }
+    };
+    Ok(Made { tag, leader })
 }
 
 /// What the user is told of a process that could not be made, as a shell would where one would.
@@ -198,7 +227,7 @@ fn told(error: SpawnError, spec: &LaunchSpec, node: &str) -> Status {
             let reason = format!("process number {pid} is taken on {node}; run the command again");
             (EXIT_CLUSTER_FAILED, reason)
         }
-        SpawnError::Clone { .. } | SpawnError::Child { .. } => {
+        SpawnError::Clone { .. } | SpawnError::Leader | SpawnError::Child { .. } => {
             (EXIT_CLUSTER_FAILED, format!("{node} can't start {command}: {error}"))
         }
     };

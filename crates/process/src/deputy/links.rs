@@ -9,6 +9,7 @@ use wiglaf_wire::id::{NodeId, TaskId};
 use wiglaf_wire::stream::{Relay, Stream};
 
 use super::task::Task;
+use super::view::Questions;
 use super::{ATTACH_WAIT, Deputy, Target};
 use crate::relay::carrier::Carrier;
 
@@ -34,6 +35,7 @@ pub(super) struct Link {
     node: Option<NodeId>,
     accepted_at: Instant,
     waiting: Vec<Waiting>,
+    pub(super) questions: Questions,
 }
 
 /// A task that the agent asked for and the head has not named yet.
@@ -67,6 +69,7 @@ impl Deputy {
                     node: None,
                     accepted_at,
                     waiting: Vec::new(),
+                    questions: Questions::default(),
                 };
                 self.links.insert(token.0, link);
             }
@@ -131,6 +134,10 @@ impl Deputy {
                     break;
                 }
             };
+            if let Relay::Ask(question) = message {
+                link.questions.take(question, carrier);
+                continue;
+            }
             let Some(task) = task_of(&message) else {
                 continue;
             };
@@ -290,6 +297,11 @@ impl Deputy {
 }
 
 impl Link {
+    /// Whether the head may yet name a task of this node.
+    pub(super) fn is_undecided(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     fn deadline(&self) -> Option<Instant> {
         match self.node {
             None => Some(self.accepted_at + HANDSHAKE_LIMIT),

@@ -1,5 +1,5 @@
 //! The deputy: the process on the head that acts with exactly one user's rights. It relays the
-//! standard streams that the launcher passed to it.
+//! standard streams that the launcher passed to it, and answers the questions of the view.
 //!
 //! It trusts the head, which names tasks and nodes, and nobody else: a node gets the streams of a
 //! task only if the head said that the task runs there (S3). It outlives the head daemon; when
@@ -7,6 +7,7 @@
 
 mod links;
 mod task;
+mod view;
 
 use std::collections::HashMap;
 use std::io::IoSliceMut;
@@ -26,6 +27,7 @@ use wiglaf_wire::stream::Stream;
 use crate::relay::buffers::Buffers;
 use links::{Link, LinkId};
 use task::Task;
+pub use view::{AnswersView, Exports, NoExports};
 
 /// The byte on the control socket that comes with a new channel to the head.
 pub const CONTROL_CHANNEL: u8 = b'C';
@@ -54,13 +56,18 @@ pub enum DeputyError {
 }
 
 /// Runs the deputy in this process, which is its own and has the user's rights, until the keeper
-/// ends it or dies.
-pub fn run(control: OwnedFd) -> ! {
-    let code = match serve(control) {
+/// ends it or dies. It serves what `exports` brings.
+pub fn run_with(control: OwnedFd, exports: Box<dyn Exports>) -> ! {
+    let code = match serve_with(control, exports) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     std::process::exit(code)
+}
+
+/// As [`run_with`], without files.
+pub fn run(control: OwnedFd) -> ! {
+    run_with(control, Box::new(NoExports))
 }
 
 /// As [`run`], but returns: for tests, in a thread.
@@ -68,12 +75,24 @@ pub fn run(control: OwnedFd) -> ! {
 /// # Errors
 /// [`DeputyError`].
 pub fn serve(control: OwnedFd) -> Result<(), DeputyError> {
-    let mut deputy = Deputy::new(control)?;
+    serve_with(control, Box::new(NoExports))
+}
+
+/// As [`run_with`], but returns: for tests, in a thread.
+///
+/// # Errors
+/// [`DeputyError`].
+pub fn serve_with(control: OwnedFd, exports: Box<dyn Exports>) -> Result<(), DeputyError> {
+    let mut deputy = Deputy::new(control, exports)?;
     let mut ready = Vec::new();
     loop {
-        let timeout = deputy
-            .deadline()
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = if deputy.has_questions() {
+            Some(Duration::ZERO)
+        } else {
+            deputy
+                .deadline()
+                .map(|at| at.saturating_duration_since(Instant::now()))
+        };
         deputy.poll.wait(&mut ready, timeout)?;
         for &event in &ready {
             if event.token == CONTROL_TOKEN {
@@ -86,6 +105,7 @@ pub fn serve(control: OwnedFd) -> Result<(), DeputyError> {
                 deputy.handle(event);
             }
         }
+        deputy.answer_questions();
         deputy.tick();
     }
 }
@@ -110,6 +130,7 @@ struct Deputy {
     links: HashMap<LinkId, Link>,
     tokens: Tokens,
     buffers: Buffers,
+    exports: Box<dyn Exports>,
 }
 
 /// Whose descriptor a token is.
@@ -139,7 +160,7 @@ impl Tokens {
 }
 
 impl Deputy {
-    fn new(control: OwnedFd) -> Result<Deputy, Errno> {
+    fn new(control: OwnedFd, exports: Box<dyn Exports>) -> Result<Deputy, Errno> {
         rustix::io::ioctl_fionbio(&control, true)?;
         let poll = Poll::new()?;
         poll.add(&control, CONTROL_TOKEN, Interest::Read)?;
@@ -156,6 +177,7 @@ impl Deputy {
                 targets: HashMap::new(),
             },
             buffers: Buffers::default(),
+            exports,
         })
     }
 

@@ -245,7 +245,12 @@ pub(super) struct Newborn {
 
 impl Newborn {
     /// The rest of its life. It must not unwind into what was the keeper's main function.
-    pub(super) fn live(self, service: Option<(u32, u32)>, main: fn(OwnedFd) -> !) -> ! {
+    pub(super) fn live(
+        self,
+        service: Option<(u32, u32)>,
+        main: fn(OwnedFd, Vec<PathBuf>) -> !,
+        hidden: Vec<PathBuf>,
+    ) -> ! {
         let life = std::panic::AssertUnwindSafe(|| {
             if let Err(reason) = take_rights(&self.credential, service) {
                 log(&format!(
@@ -254,7 +259,7 @@ impl Newborn {
                 ));
                 std::process::exit(EXIT_NO_RIGHTS);
             }
-            main(self.control)
+            main(self.control, hidden)
         });
         let _ = std::panic::catch_unwind(life);
         std::process::exit(EXIT_PANICKED)

@@ -54,7 +54,10 @@ pub struct KeeperConfig {
     /// cluster is rootless: then they are ordinary processes of its one user.
     pub service: Option<(u32, u32)>,
     /// A deputy's life: what a forked child does once it has its rights, with its control socket.
-    pub deputy: fn(OwnedFd) -> !,
+    /// The second is [`KeeperConfig::hidden`].
+    pub deputy: fn(OwnedFd, Vec<PathBuf>) -> !,
+    /// Directories that no node may see.
+    pub hidden: Vec<PathBuf>,
 }
 
 /// Why a keeper does not start, or does not go on.
@@ -91,7 +94,7 @@ pub enum KeeperError {
 pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
     let signals = daemon::detach_from_starter()?;
     let listener = daemon::listen(&config.socket)?;
-    let (service, deputy) = (config.service, config.deputy);
+    let (service, deputy, hidden) = (config.service, config.deputy, config.hidden.clone());
     let mut keeper = Keeper::new(config, listener, signals)?;
     match keeper.serve()? {
         Outcome::Shutdown => {
@@ -102,7 +105,7 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
             // Closes all that is the keeper's. A ghost would not see the keeper's end while its
             // control socket lived on in a deputy.
             drop(keeper);
-            newborn.live(service, deputy)
+            newborn.live(service, deputy, hidden)
         }
     }
 }

@@ -29,6 +29,9 @@ pub(crate) enum CarrierError {
     /// The peer broke the agreement on a stream.
     #[error(transparent)]
     Flow(#[from] FlowError),
+    /// The peer asks without waiting for answers.
+    #[error("the node asks too much of the view at once")]
+    TooManyQuestions,
 }
 
 /// A link, errors kept: whoever writes to a broken link goes on, and its owner looks once.

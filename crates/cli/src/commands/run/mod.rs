@@ -98,7 +98,7 @@ pub(crate) struct Args {
     /// Standard error to this file
     #[arg(short = 'E', long, value_name = "FILE")]
     error: Option<PathBuf>,
-    /// Say where it runs, and what was left running and ended
+    /// Say where it runs
     #[arg(short, long)]
     verbose: bool,
     /// Print how the tasks ended as JSON, their output gathered in it

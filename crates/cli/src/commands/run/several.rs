@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args, head: Head, spec: &LaunchSpec, placed: &Placed) -
     family.finish(show)
 }
 
-/// Starts the ghosts in a session of their own, and returns.
+/// Starts the ghosts in process groups of their own, and returns.
 fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> CommandResult {
     let mut ghosts = Vec::new();
     for index in 0..placed.nodes.len() {
@@ -111,6 +111,7 @@ struct Family {
     pipes: Vec<Option<std::fs::File>>,
     show: Show,
     awaited: usize,
+    refused: bool,
 }
 
 impl Family {
@@ -161,7 +162,7 @@ impl Family {
             .map(|(id, name)| TaskOutput::new(id.0, name.clone(), longest_line))
             .collect();
         let awaited = ghosts.len();
-        Ok(Family { poll, head: Some(head), ghosts, outputs, pipes, show, awaited })
+        Ok(Family { poll, head: Some(head), ghosts, outputs, pipes, show, awaited, refused: false })
     }
 
     fn is_over(&self) -> bool {
@@ -202,6 +203,7 @@ impl Family {
         });
         if let Some(refusal) = refusal.or(lost) {
             CommandError::from_reply(refusal).report();
+            self.refused = true;
             for (pid, end) in &self.ghosts {
                 if end.is_none() {
                     let _ = kill(*pid, SIGKILL);
@@ -266,6 +268,9 @@ impl Family {
                 print_in_turn(&self.outputs, prefix, dividers)?;
             }
             Show::Plain | Show::Lines(_) => {}
+        }
+        if self.refused {
+            return Ok(wiglaf_wire::status::EXIT_CLUSTER_FAILED);
         }
         let codes = self.ghosts.iter().filter_map(|(_, end)| end.as_ref()).map(|e| e.shell_code());
         Ok(u8::try_from(codes.max().unwrap_or(0)).unwrap_or(u8::MAX))
