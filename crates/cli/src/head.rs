@@ -15,6 +15,7 @@ use crate::error::{CommandError, connection_lost};
 /// A greeted connection.
 pub(crate) struct Head {
     channel: Channel<Reply, Request>,
+    is_greeted: bool,
 }
 
 impl Head {
@@ -25,11 +26,12 @@ impl Head {
 
     /// To the cluster with these directories.
     pub(crate) fn connect_to(layout: &Layout) -> Result<Head, CommandError> {
-        let mut head = Head { channel: Channel::new(dial(layout)?)? };
-        match head.ask(&Request::Hello { version: PROTOCOL_VERSION })? {
-            Reply::Done => Ok(head),
-            other => Err(CommandError::from_reply(other)),
-        }
+        let mut head = Head { channel: Channel::new(dial(layout)?)?, is_greeted: false };
+        // Sent with the first request: its answer is not waited for by itself.
+        head.channel
+            .queue(&Request::Hello { version: PROTOCOL_VERSION }, Vec::new())
+            .map_err(|error| connection_lost(&error))?;
+        Ok(head)
     }
 
     /// Sends a request and waits for the reply.
@@ -64,6 +66,22 @@ impl Head {
 
     /// The next reply.
     pub(crate) fn next(&mut self) -> Result<Reply, CommandError> {
+        self.finish_greeting()?;
+        self.receive()
+    }
+
+    fn finish_greeting(&mut self) -> Result<(), CommandError> {
+        if self.is_greeted {
+            return Ok(());
+        }
+        match self.receive()? {
+            Reply::Done => self.is_greeted = true,
+            other => return Err(CommandError::from_reply(other)),
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Reply, CommandError> {
         self.channel.wait_message().map_err(|error| connection_lost(&error))
     }
 
@@ -73,8 +91,9 @@ impl Head {
     }
 
     /// The connection itself, for loops of their own.
-    pub(crate) fn into_channel(self) -> Channel<Reply, Request> {
-        self.channel
+    pub(crate) fn into_channel(mut self) -> Result<Channel<Reply, Request>, CommandError> {
+        self.finish_greeting()?;
+        Ok(self.channel)
     }
 }
 

@@ -5,6 +5,7 @@
 mod bproc;
 mod commands;
 mod daemons;
+mod deputy;
 mod error;
 mod head;
 mod output;

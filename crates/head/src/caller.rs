@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use wiglaf_linux::namespace::{ForeignNamespace, in_same_namespaces_as_self};
+use wiglaf_linux::namespace::{ForeignNamespace, Surroundings};
 use wiglaf_linux::peer::peer_groups;
 use wiglaf_linux::status::{StatusError, read_status, start_time};
 use wiglaf_wire::id::Pid;
@@ -40,14 +40,15 @@ pub enum CallerError {
     Bound(&'static str),
 }
 
-/// Identifies the process at the other end of a Unix socket.
+/// Identifies the process at the other end of a Unix socket. With `outside`, the head's own
+/// surroundings, callers that see less than the head are refused.
 ///
 /// # Errors
 /// It can't be told, or must not be served.
 pub fn identify(
     socket: impl AsFd,
     client: ClientId,
-    allow_confined: bool,
+    outside: Option<&Surroundings>,
 ) -> Result<Caller, CallerError> {
     let socket = socket.as_fd();
     let peer = rustix::net::sockopt::socket_peercred(socket)?;
@@ -65,8 +66,8 @@ pub fn identify(
     groups.dedup();
     let status = read_status(pid)?;
     let start_time = start_time(pid)?;
-    if !allow_confined {
-        match in_same_namespaces_as_self(pid) {
+    if let Some(own) = outside {
+        match own.include(pid) {
             Ok(()) => {}
             Err(ForeignNamespace::Differs { which, .. }) => {
                 return Err(CallerError::Confined(which.to_string()));

@@ -99,22 +99,45 @@ pub enum ForeignNamespace {
     },
 }
 
-/// Checks that a process sees the same mounts, users, processes and root as we do. The caller
-/// makes sure that the PID still means the same process (a pidfd, its start time).
-pub fn in_same_namespaces_as_self(pid: i32) -> Result<(), ForeignNamespace> {
-    for which in Surrounding::ALL {
-        let unseen = |errno| ForeignNamespace::Unseen { pid, which, errno };
-        let theirs = identity(&format!("/proc/{pid}/{}", which.file())).map_err(unseen)?;
-        let ours = identity(&format!("/proc/self/{}", which.file())).map_err(unseen)?;
-        if theirs != ours {
-            return Err(ForeignNamespace::Differs { pid, which });
+/// What this process sees, looked up once: it does not change for a daemon.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings([Identity; Surrounding::ALL.len()]);
+
+impl Surroundings {
+    /// Our own.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn own() -> Result<Surroundings, Errno> {
+        let mut identities = [Identity::default(); Surrounding::ALL.len()];
+        for (identity, which) in identities.iter_mut().zip(Surrounding::ALL) {
+            *identity = identify(&format!("/proc/self/{}", which.file()))?;
         }
+        Ok(Surroundings(identities))
     }
-    Ok(())
+
+    /// Checks that a process sees the same mounts, users, processes and root. The caller makes
+    /// sure that the PID still means the same process (a pidfd, its start time).
+    ///
+    /// # Errors
+    /// [`ForeignNamespace`].
+    pub fn include(&self, pid: i32) -> Result<(), ForeignNamespace> {
+        for (ours, which) in self.0.iter().zip(Surrounding::ALL) {
+            let theirs = identify(&format!("/proc/{pid}/{}", which.file()))
+                .map_err(|errno| ForeignNamespace::Unseen { pid, which, errno })?;
+            if theirs != *ours {
+                return Err(ForeignNamespace::Differs { pid, which });
+            }
+        }
+        Ok(())
+    }
 }
 
+/// Device, inode and mount.
+type Identity = (u32, u32, u64, u64);
+
 /// Device, inode and, where the kernel tells, the mount: two mounts can show one directory.
-fn identity(path: &str) -> Result<(u32, u32, u64, u64), Errno> {
+fn identify(path: &str) -> Result<Identity, Errno> {
     let flags = StatxFlags::INO | StatxFlags::MNT_ID;
     let found = statx(CWD, path, AtFlags::empty(), flags)?;
     let mount = if found.stx_mask & StatxFlags::MNT_ID.bits() != 0 {
@@ -137,7 +160,7 @@ mod tests {
     #[test]
     fn we_are_in_our_own_namespaces() {
         let pid = std::process::id().cast_signed();
-        assert_eq!(in_same_namespaces_as_self(pid), Ok(()));
+        assert_eq!(Surroundings::own().unwrap().include(pid), Ok(()));
         assert!(matches!(
             in_same_namespaces_as_self(i32::MAX),
             Err(ForeignNamespace::Unseen {

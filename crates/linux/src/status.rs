@@ -72,7 +72,7 @@ pub fn start_time(pid: i32) -> Result<u64, StatusError> {
 }
 
 fn read(pid: i32, file: &str) -> Result<String, StatusError> {
-    let bytes = fs::read(format!("/proc/{pid}/{file}"))
+    let bytes = read_at_once(&format!("/proc/{pid}/{file}"))
         // A process that ends while it is read gives ESRCH, which means the same.
         .map_err(|source| match source.raw_os_error() {
             Some(libc::ESRCH) => io::ErrorKind::NotFound.into(),
@@ -81,6 +81,27 @@ fn read(pid: i32, file: &str) -> Result<String, StatusError> {
         .map_err(|source| StatusError::Read { pid, source })?;
     // The command's name may hold any byte.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Room for any `status` or `stat`, so that one read has it all.
+const READ_BYTES: usize = 8192;
+
+/// The standard library begins with 32 bytes and doubles: eight system calls for such a file.
+fn read_at_once(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let mut bytes = vec![0; READ_BYTES];
+    let mut filled = 0;
+    loop {
+        match io::Read::read(&mut file, &mut bytes[filled..])? {
+            0 => break,
+            read => filled += read,
+        }
+        if filled == bytes.len() {
+            bytes.resize(filled * 2, 0);
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 fn parse_start_time(text: &str) -> Option<u64> {

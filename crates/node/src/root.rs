@@ -28,6 +28,9 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("dev/stderr", "/proc/self/fd/2"),
     ("dev/ptmx", "pts/ptmx"),
 ];
+/// Directories of `/` that a node which shows the head's files has of its own. Its `/tmp` is in
+/// its memory for now: what a task writes there other nodes and the head do not see.
+pub(crate) const OWN_DIRECTORIES: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
 /// What of the head's `/run` is files that programs name and not the state of its daemons:
 /// removable disks, and the system's own programs on NixOS.
 const SHARED_RUN: [&str; 5] = [
@@ -77,6 +80,15 @@ pub struct TaskRoot {
     pub mount_ns: OwnedFd,
 }
 
+/// Where the files that a node's tasks see come from.
+#[derive(Debug)]
+pub enum Files {
+    /// From this machine's disk, which is the head's.
+    Disk(TaskRoot),
+    /// From the head's, by way of the view.
+    View,
+}
+
 impl TaskRoot {
     /// A root with the head's files as this machine's own kernel shows them: for virtual nodes.
     /// The directories `hidden` (the head's run directory, if it is not in `/run`) are covered.
@@ -85,13 +97,13 @@ impl TaskRoot {
     /// mounts or unmounts later appears and disappears here, and nothing done here shows there.
     /// (Where the head's mounts are private, as in many containers, later ones do not appear.)
     pub fn from_head_disk(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
-        in_own_thread(|| prepare(Path::new("/"), Path::new(STAGE), hidden))
+        in_own_thread(|| prepare(Path::new("/"), Path::new(STAGE), &Around::Disk { hidden }))
     }
 
     /// A root around the directory `path`, on which the head's file system has been mounted
-    /// (the view), with the same directories of the node's own in it.
+    /// (the view), with the same directories of the node's own in it, and a `/tmp`.
     pub fn from_mount(path: &Path) -> Result<TaskRoot, RootError> {
-        in_own_thread(|| prepare(path, path, &[]))
+        in_own_thread(|| prepare(path, path, &Around::Mount))
     }
 }
 
@@ -118,15 +130,24 @@ fn in_own_thread(
     })
 }
 
-fn prepare(source: &Path, stage: &Path, hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
+/// What the root is put together around.
+enum Around<'a> {
+    Disk { hidden: &'a [PathBuf] },
+    Mount,
+}
+
+fn prepare(source: &Path, stage: &Path, around: &Around<'_>) -> Result<TaskRoot, RootError> {
     unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
     // The thread's own since the line above: the modes below are meant as they stand.
     rustix::process::umask(Mode::empty());
     keep_mounts_to_ourselves()?;
     // Now: the stage is going to cover what may lie below it. One that is not there needs no hiding.
-    let hidden: Vec<PathBuf> = (hidden.iter())
-        .filter_map(|directory| directory.canonicalize().ok())
-        .collect();
+    let hidden: Vec<PathBuf> = match around {
+        Around::Disk { hidden } => {
+            (hidden.iter()).filter_map(|directory| directory.canonicalize().ok()).collect()
+        }
+        Around::Mount => Vec::new(),
+    };
     mount_bind_recursive(source, stage).map_err(step("bind", source))?;
     let root = rustix::fs::open(
         stage,
@@ -141,6 +162,10 @@ fn prepare(source: &Path, stage: &Path, hidden: &[PathBuf]) -> Result<TaskRoot, 
     fill_dev()?;
     mount_sys()?;
     fill_run()?;
+    match around {
+        Around::Disk { .. } => share_run()?,
+        Around::Mount => mount_tmpfs("tmp", PRIVATE_DATA, c"mode=1777")?,
+    }
     for directory in &hidden {
         hide(directory)?;
     }
@@ -226,7 +251,10 @@ fn fill_run() -> Result<(), RootError> {
     mount_tmpfs("run", PRIVATE_DATA, c"mode=0755")?;
     make_directory("run/lock")?;
     let sticky = Mode::from_raw_mode(0o1777);
-    rustix::fs::chmod("run/lock", sticky).map_err(step("open to all", "run/lock"))?;
+    rustix::fs::chmod("run/lock", sticky).map_err(step("open to all", "run/lock"))
+}
+
+fn share_run() -> Result<(), RootError> {
     for name in SHARED_RUN {
         let (source, target) = (format!("/run/{name}"), format!("run/{name}"));
         if let Ok(link) = fs::read_link(&source) {

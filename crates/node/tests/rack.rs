@@ -170,6 +170,7 @@ fn second_rack() {
         nodes: NODES.map(String::from).into(),
         rootless: false,
         hidden: Vec::new(),
+        through_view: false,
     };
     let other = RackConfig {
         tag: "other".into(),
@@ -493,6 +494,7 @@ fn be_rack(tag: &str, rootless: bool, hidden: &str) -> ExitCode {
         nodes: NODES.map(String::from).into(),
         rootless,
         hidden: vec![hidden.into()],
+        through_view: false,
     };
     let mut rack = match Rack::set_up(&config) {
         Ok(rack) => rack,
@@ -567,7 +569,7 @@ fn be_agent(place: NodePlace) {
             }
             Some(("agent", command)) => shell(command),
             Some(("view", command)) => around_a_mount(command),
-            Some(("task", command)) => in_root(&place.task_root, command),
+            Some(("task", command)) => in_root(disk(&place), command),
             _ => Vec::new(),
         };
         let length = u32::try_from(answer.len()).expect("length").to_be_bytes();
@@ -585,6 +587,13 @@ fn around_a_mount(command: &str) -> Vec<u8> {
     let answer = in_root(&root, command);
     rustix::mount::unmount(place, UnmountFlags::DETACH).expect("unmount");
     answer
+}
+
+fn disk(place: &NodePlace) -> &TaskRoot {
+    match &place.files {
+        Files::Disk(root) => root,
+        Files::View => panic!("nobody asked for the view"),
+    }
 }
 
 fn in_root(root: &TaskRoot, command: &str) -> Vec<u8> {

@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{
@@ -35,6 +36,7 @@ fn main() -> Result<(), Failure> {
                 socket: socket.into(),
                 service,
                 deputy,
+                hidden: Vec::new(),
             })?)
         }
         Some("launch") => {
@@ -88,7 +90,7 @@ fn become_ghost(control: &OwnedFd, argv: &[CString]) -> Failure {
 }
 
 /// A deputy that only says that it is there, on each channel that it is given.
-fn deputy(control: OwnedFd) -> ! {
+fn deputy(control: OwnedFd, _hidden: Vec<PathBuf>) -> ! {
     let mut channels: Vec<Channel<ToDeputy, FromDeputy>> = Vec::new();
     while let Some(socket) = next_channel(&control) {
         if let Ok(mut channel) = Channel::new(socket) {

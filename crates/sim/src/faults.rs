@@ -41,8 +41,10 @@ impl Profile {
 pub enum Mistake {
     /// The head counts on leases this long, without a margin; the agents have longer ones.
     ShortLease(u64),
-    /// A greeting that comes late by an old connection takes the place of the present one.
-    LateGreetings,
+    /// An agent whose lease is over does not kill its tasks.
+    Immortal,
+    /// The keeper reaps a ghost that was killed without asking whether its task is over.
+    EagerKeeper,
 }
 
 /// What a run is like.

@@ -23,10 +23,6 @@ pub(crate) struct Head {
     pub(crate) life: u64,
     pub(crate) reactor: Reactor,
     agents: BTreeMap<NodeId, ConnId>,
-    /// Connections accepted so far; each has its number.
-    pub(crate) accepted: u64,
-    /// The number of each node's last proven connection.
-    proven: BTreeMap<NodeId, u64>,
     pub(crate) clients: BTreeMap<ClientId, (Caller, usize)>,
     deputies: BTreeSet<DeputyId>,
     deputy_queues: BTreeMap<DeputyId, Vec<ToDeputy>>,
@@ -64,8 +60,6 @@ impl World {
             life: self.head_lives,
             reactor,
             agents: BTreeMap::new(),
-            accepted: 0,
-            proven: BTreeMap::new(),
             clients: BTreeMap::new(),
             deputies: BTreeSet::new(),
             deputy_queues: BTreeMap::new(),
@@ -296,24 +290,10 @@ impl World {
         }
     }
 
-    pub(crate) fn head_proves(
-        &mut self,
-        node: NodeId,
-        conn: ConnId,
-        number: u64,
-        hello: FromAgent,
-    ) {
-        let ordered = self.setup.mistake != Some(Mistake::LateGreetings);
-        let Some(head) = &mut self.head else { return };
-        // An agent dials anew only when it has given up the connection before, so one that was
-        // accepted earlier can only bring old news.
-        if ordered && head.proven.get(&node).is_some_and(|proven| *proven > number) {
-            return self.close_head_end(conn);
-        }
-        head.proven.insert(node, number);
+    pub(crate) fn head_proves(&mut self, node: NodeId, conn: ConnId, hello: FromAgent) {
         self.drop_agent(node);
         if let Some(found) = self.conns.get_mut(&conn) {
-            found.head = HeadEnd::Proven { number };
+            found.head = HeadEnd::Proven;
         }
         if let Some(head) = &mut self.head {
             head.agents.insert(node, conn);

@@ -8,6 +8,7 @@ use wiglaf_wire::keeper::{FromKeeper, GhostEnd, GhostReport, ToKeeper};
 use wiglaf_wire::launch::Credential;
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
+use crate::faults::Mistake;
 use crate::truth::Truth;
 use crate::world::{Event, Wire, World};
 
@@ -287,6 +288,9 @@ impl World {
             let pid = ghost.pid;
             self.command_process_died(pid);
             self.keeper_says(FromKeeper::Died { task, end });
+            if self.setup.mistake == Some(Mistake::EagerKeeper) {
+                self.ghost_is_reaped(task, end);
+            }
         }
     }
 

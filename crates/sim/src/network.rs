@@ -38,9 +38,9 @@ pub(crate) enum Down {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeadEnd {
     Closed,
-    /// Accepted, as the head's connection of this number; nobody has said who calls.
-    Unproven { number: u64, until_ms: u64 },
-    Proven { number: u64 },
+    /// Accepted; nobody has said who calls.
+    Unproven { until_ms: u64 },
+    Proven,
 }
 
 #[derive(Debug)]
@@ -124,26 +124,22 @@ impl World {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let node = conn.node;
         match (message, conn.head) {
-            (Up::ClientHello, _) => match &mut self.head {
-                Some(head) => {
-                    head.accepted += 1;
-                    let until_ms = self.now_ms + PROOF_WAIT_MS;
-                    conn.head = HeadEnd::Unproven { number: head.accepted, until_ms };
-                    self.push_down(id, Down::ServerHello);
-                }
-                None => self.push_down(id, Down::Fin),
-            },
-            (Up::Fin, HeadEnd::Proven { .. }) => {
+            (Up::ClientHello, _) if self.head.is_some() => {
+                conn.head = HeadEnd::Unproven { until_ms: self.now_ms + PROOF_WAIT_MS };
+                self.push_down(id, Down::ServerHello);
+            }
+            (Up::ClientHello, _) => self.push_down(id, Down::Fin),
+            (Up::Fin, HeadEnd::Proven) => {
                 conn.head = HeadEnd::Closed;
                 self.head_loses_agent(node, id);
             }
             (Up::Fin, _) => conn.head = HeadEnd::Closed,
-            (Up::Message(message), HeadEnd::Proven { .. }) => {
+            (Up::Message(message), HeadEnd::Proven) => {
                 self.head_hears_agent(node, id, message);
             }
-            (Up::Message(hello), HeadEnd::Unproven { number, until_ms }) => {
+            (Up::Message(hello), HeadEnd::Unproven { until_ms }) => {
                 if until_ms >= self.now_ms {
-                    self.head_proves(node, id, number, hello);
+                    self.head_proves(node, id, hello);
                 } else {
                     conn.head = HeadEnd::Closed;
                     self.push_down(id, Down::Fin);

@@ -9,6 +9,7 @@ use wiglaf_wire::id::{DeputyId, Incarnation, NodeId, Pid, TaskId};
 use wiglaf_wire::launch::LaunchSpec;
 use wiglaf_wire::status::{EXIT_NOT_FOUND, Status, Usage};
 
+use crate::faults::Mistake;
 use crate::network::{ConnId, Up};
 use crate::world::{Event, Wire, World};
 
@@ -239,6 +240,7 @@ impl World {
                 self.signal_process(node, task, signal, scope);
             }
             Effect::KillTree { task, .. } => self.kill_processes(node, task),
+            Effect::KillEverything if self.setup.mistake == Some(Mistake::Immortal) => {}
             Effect::KillEverything => {
                 self.summary.leases_lost += 1;
                 self.excuse("its node's lease was over", |truth| truth.node == node);

@@ -179,7 +179,8 @@ impl World {
             if life.core.has_live_tasks() {
                 leaks.push(format!("node {node}'s agent has live tasks"));
             }
-            leaks.extend(machine.last_hello.iter().map(|t| format!("node {node} still tells of {t}")));
+            let told = machine.last_hello.iter();
+            leaks.extend(told.map(|task| format!("node {node} still tells of {task}")));
         }
         for (number, command) in self.commands.iter().enumerate() {
             if !command.is_over() {

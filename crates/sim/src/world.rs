@@ -20,7 +20,7 @@ use crate::truth::Truth;
 use crate::{Summary, Violation};
 
 /// Events that a report shows.
-const TRACE_LENGTH: usize = 2000;
+const TRACE_LENGTH: usize = 200;
 /// A run that takes more goes round in circles.
 const MAX_STEPS: u64 = 100_000;
 /// So that a clock that runs slow is not below zero.

@@ -6,7 +6,7 @@ use wiglaf_sim::{Mistake, Profile, Setup, Summary, Violation, run};
 /// Seeds of a run without wishes: a few seconds.
 const SEEDS: u64 = 1_000;
 /// A mistake has to show itself within these.
-const SEEDS_FOR_A_MISTAKE: u64 = 40_000;
+const SEEDS_FOR_A_MISTAKE: u64 = 2_000;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
@@ -53,17 +53,17 @@ fn the_invariants_hold_whatever_fails() {
     sweep(&Setup::new(Profile::Rough));
 }
 
-/// The first violation of P4 that a mistake leads to.
-fn found(mistake: Mistake) -> Violation {
+/// The first violation of this invariant that a mistake leads to.
+fn found(mistake: Mistake, invariant: &str) -> Violation {
     let setup = Setup::new(Profile::Rough).with(mistake);
-    let violations = (0..SEEDS_FOR_A_MISTAKE).filter_map(|seed| run(seed, &setup).err());
-    let first = violations.into_iter().find(|violation| violation.invariant == "P4");
+    let mut violations = (0..SEEDS_FOR_A_MISTAKE).filter_map(|seed| run(seed, &setup).err());
+    let first = violations.find(|violation| violation.invariant == invariant);
     *first.expect("the simulator does not find this mistake")
 }
 
 #[test]
 fn a_head_that_miscounts_leases_is_found_out() {
-    let violation = found(Mistake::ShortLease(8_000));
+    let violation = found(Mistake::ShortLease(8_000), "P4");
     assert!(violation.message.contains("is called over and lives"), "{violation}");
     assert!(!violation.trace.is_empty());
     let again = run(violation.seed, &Setup::new(Profile::Rough).with(Mistake::ShortLease(8_000)));
@@ -71,7 +71,13 @@ fn a_head_that_miscounts_leases_is_found_out() {
 }
 
 #[test]
-fn greetings_that_overtake_each_other_would_be_found_out() {
-    let violation = found(Mistake::LateGreetings);
+fn tasks_that_outlive_their_lease_are_found_out() {
+    let violation = found(Mistake::Immortal, "P4");
     assert!(violation.message.contains("lives"), "{violation}");
+}
+
+#[test]
+fn a_ghost_that_is_reaped_before_its_task_is_over_is_found_out() {
+    let violation = found(Mistake::EagerKeeper, "P1");
+    assert!(violation.message.contains("without its ghost"), "{violation}");
 }

@@ -41,6 +41,9 @@ pub enum ExportError {
     /// The root can't be opened.
     #[error("can't open / for the view: {0}")]
     Root(Errno),
+    /// There is no randomness.
+    #[error("can't draw numbers for the view: {0}")]
+    Numbers(Errno),
 }
 
 /// The table of one deputy.
@@ -88,7 +91,7 @@ impl Export {
         Ok(Export {
             numbers: HashMap::from([(root.identity, ROOT)]),
             files: HashMap::from([(ROOT, root)]),
-            next: ROOT + 1,
+            next: draw_first_number().map_err(ExportError::Numbers)?,
             most: raise_descriptor_limit(),
             opened: Opened::default(),
             hidden: Hidden::new(hidden),
@@ -336,6 +339,15 @@ impl Hidden {
     fn lists(&self, device: u64, ino: u64) -> bool {
         self.found.contains(&(device, ino))
     }
+}
+
+/// Numbers of an earlier export must not mean another file here: a question may have been on its
+/// way when the link to that was lost. There is room for more than can ever be given.
+fn draw_first_number() -> Result<u64, Errno> {
+    const SPARE_BITS: u32 = 1;
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok((u64::from_ne_bytes(bytes) >> SPARE_BITS).max(ROOT + 1))
 }
 
 fn check_name(name: &[u8]) -> Result<(), Errno> {

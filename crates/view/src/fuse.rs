@@ -1,7 +1,7 @@
 //! The kernel adapter: FUSE requests in, [`Routes`] asked, FUSE replies out. No decisions.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,8 +48,7 @@ pub(crate) fn mount(path: &Path, routes: Arc<Routes>) -> Result<(), ViewError> {
     // Once it is mounted, a walk to it would have to be answered.
     let found = std::fs::canonicalize(path)
         .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(ViewError::Device)?;
+    let device = open_device()?;
     let options = format!(
         "fd={},rootmode=40755,user_id={},group_id={},default_permissions,allow_other,max_read={}",
         device.as_raw_fd(),
@@ -79,6 +78,12 @@ pub(crate) fn mount(path: &Path, routes: Arc<Routes>) -> Result<(), ViewError> {
     }
     read_ahead(&found);
     Ok(())
+}
+
+/// The kernel's end.
+pub(crate) fn open_device() -> Result<OwnedFd, ViewError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|errno| ViewError::Device { errno })
 }
 
 /// Reads further ahead than the kernel's 128 kB, which halves the number of reads. A node

@@ -12,4 +12,4 @@ mod routes;
 mod table;
 
 pub use export::{Export, ExportError};
-pub use mount::{Answer, Ask, OWN_DIRECTORIES, View, ViewError, ViewMount};
+pub use mount::{Answer, Ask, View, ViewError, ViewMount, check_device};

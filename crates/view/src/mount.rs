@@ -9,9 +9,6 @@ use wiglaf_wire::stream::{ViewAsk, ViewReply};
 use crate::fuse;
 use crate::routes::Routes;
 
-/// Directories of `/` that every node has of its own.
-pub const OWN_DIRECTORIES: [&str; 3] = ["proc", "sys", "dev"];
-
 /// Brings an answer, or an errno.
 pub type Answer = Box<dyn FnOnce(Result<ViewReply, i32>) + Send>;
 
@@ -26,8 +23,14 @@ pub trait Ask {
 #[derive(thiserror::Error, Debug)]
 pub enum ViewError {
     /// No device.
-    #[error("can't open /dev/fuse: {0}")]
-    Device(Errno),
+    #[error(
+        "can't open /dev/fuse, by which this node would see the head's files: {errno}; {}",
+        remedy(*.errno)
+    )]
+    Device {
+        /// Why not.
+        errno: Errno,
+    },
     /// The mount.
     #[error("can't mount the view at {path}: {errno}")]
     Mount {
@@ -44,6 +47,24 @@ pub enum ViewError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+fn remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ACCESS | Errno::PERM => {
+            "run as root, or let this user open it (`chmod 666 /dev/fuse`, as most distributions \
+             have it; in a container, give it the device)"
+        }
+        _ => "load the kernel's module (`modprobe fuse`); in a container, give it the device",
+    }
+}
+
+/// Whether a view can be mounted here at all, before anything is made for it.
+///
+/// # Errors
+/// [`ViewError::Device`].
+pub fn check_device() -> Result<(), ViewError> {
+    fuse::open_device().map(drop)
 }
 
 /// A view, to be told what happens to its deputies.

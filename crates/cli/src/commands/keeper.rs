@@ -6,6 +6,7 @@ use wiglaf_linux::process::{Fork, fork};
 use wiglaf_process::keeper::{self, KeeperConfig};
 
 use crate::CommandResult;
+use crate::deputy;
 use crate::output;
 
 /// The user that deputies' real uid is, so that the user whom they act for can't signal them: an
@@ -18,6 +19,9 @@ pub(crate) struct Args {
     /// Where the head connects
     #[arg(long)]
     socket: PathBuf,
+    /// Directories that no node may see, besides the socket's
+    #[arg(long, value_name = "DIRECTORY")]
+    hide: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
@@ -30,6 +34,13 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     if let Fork::Parent { .. } = fork()? {
         return Ok(0);
     }
-    keeper::run(KeeperConfig { socket: args.socket.clone(), service, deputy: wiglaf_process::deputy::run })?;
+    let run_directory = args.socket.parent().map(PathBuf::from);
+    let hidden = args.hide.iter().cloned().chain(run_directory).collect();
+    keeper::run(KeeperConfig {
+        socket: args.socket.clone(),
+        service,
+        deputy: deputy::live,
+        hidden,
+    })?;
     Ok(0)
 }

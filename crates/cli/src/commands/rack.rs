@@ -39,8 +39,8 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     // A head that dies is started again: nothing that runs depends on it.
     let reconnect = move || -> Result<_, CommandError> {
         std::thread::sleep(HEAD_RESTART_PAUSE);
-        Ok(daemons::ensure_head(&layout)?.into_channel())
+        daemons::ensure_head(&layout)?.into_channel()
     };
-    hold(config, head.into_channel(), |_| reconnect().ok())?;
+    hold(config, head.into_channel()?, |_| reconnect().ok())?;
     Ok(0)
 }

@@ -14,9 +14,9 @@ use wiglaf_wire::nodeset::is_node_name;
 
 use super::clients::refused;
 use super::{
-    AgentLink, CONNECTIONS, Daemon, DaemonError, Kind, LOOK_AGAIN_MS, MAX_UNPROVEN,
+    Agent, AgentLink, CONNECTIONS, Daemon, DaemonError, Kind, LOOK_AGAIN_MS, MAX_UNPROVEN,
     MAX_WAITING_LINKS, PROOF_WAIT_MS, Unproven,
-    accept, is_over, log, now_ms, token, wall_clock_s,
+    accept, await_room, is_over, log, now_ms, token, wall_clock_s,
 };
 use crate::node_table::Presence;
 use crate::reactor::Event;
@@ -146,7 +146,7 @@ impl Daemon {
                 self.poll.remove(&*link)?;
                 self.drop_agent(node);
                 self.poll.add(&*link, token(Kind::Node, u64::from(node.0)), Interest::Read)?;
-                self.agents.insert(node, *link);
+                self.agents.insert(node, Agent { link: *link, awaits_room: false });
                 self.event(Event::NodeHello { node, hello });
                 self.agent_frames(node);
                 Ok(None)
@@ -219,8 +219,8 @@ impl Daemon {
         if !ready.readable {
             return;
         }
-        let Some(link) = self.agents.get_mut(&node) else { return };
-        let (_, ended) = is_over(link.receive());
+        let Some(agent) = self.agents.get_mut(&node) else { return };
+        let (_, ended) = is_over(agent.link.receive());
         self.agent_frames(node);
         if let Some(error) = ended {
             self.agent_lost(node, &error);
@@ -229,8 +229,8 @@ impl Daemon {
 
     fn agent_frames(&mut self, node: NodeId) {
         loop {
-            let Some(link) = self.agents.get_mut(&node) else { return };
-            match link.next_frame() {
+            let Some(agent) = self.agents.get_mut(&node) else { return };
+            match agent.link.next_frame() {
                 Ok(Some(Frame::Message(message))) => self.event(Event::FromNode(node, message)),
                 Ok(Some(Frame::Data(..))) => return self.agent_lost(node, &LinkError::Closed),
                 Ok(None) => return,
@@ -246,17 +246,17 @@ impl Daemon {
     }
 
     pub(super) fn drop_agent(&mut self, node: NodeId) {
-        if let Some(mut link) = self.agents.remove(&node) {
+        if let Some(mut agent) = self.agents.remove(&node) {
             // What was queued last may be the reason.
-            let _ = link.flush();
-            let _ = self.poll.remove(&link);
+            let _ = agent.link.flush();
+            let _ = self.poll.remove(&agent.link);
             self.event(Event::NodeLost(node));
         }
     }
 
     pub(super) fn tell_agent(&mut self, node: NodeId, message: &ToAgent) {
-        let Some(link) = self.agents.get_mut(&node) else { return };
-        match link.queue(message) {
+        let Some(agent) = self.agents.get_mut(&node) else { return };
+        match agent.link.queue(message) {
             Ok(()) => {
                 self.dirty.insert(token(Kind::Node, u64::from(node.0)));
             }
@@ -265,12 +265,14 @@ impl Daemon {
     }
 
     pub(super) fn flush_agent(&mut self, node: NodeId) {
-        let Some(link) = self.agents.get_mut(&node) else { return };
-        if let Err(error) = link.flush() {
+        let Some(agent) = self.agents.get_mut(&node) else { return };
+        if let Err(error) = agent.link.flush() {
             return self.agent_lost(node, &error);
         }
-        let interest = Interest::read_and(link.wants_write());
-        let _ = self.poll.modify(&*link, token(Kind::Node, u64::from(node.0)), interest);
+        let Agent { link, awaits_room } = agent;
+        let watched = token(Kind::Node, u64::from(node.0));
+        let wanted = link.wants_write();
+        await_room(&self.poll, &*link, watched, awaits_room, wanted);
     }
 
     /// From the rack: the pidfd of a virtual node's agent.

@@ -13,7 +13,7 @@ use wiglaf_wire::launch::StdioKind;
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
 use super::{
-    CONNECTIONS, Client, Daemon, Kind, MAX_CLIENTS, Parcel, accept, is_over, log, token,
+    CONNECTIONS, Client, Daemon, Kind, MAX_CLIENTS, Parcel, accept, await_room, is_over, log, token,
     wall_clock_s,
 };
 use crate::caller::{check_ghost, identify};
@@ -27,14 +27,14 @@ impl Daemon {
                 continue;
             }
             let number = self.number();
-            let caller = identify(&socket, ClientId(number), self.config.allow_confined_callers);
+            let caller = identify(&socket, ClientId(number), self.outside.as_ref());
             let Ok(mut channel) = super::ClientChannel::new(socket) else { continue };
             match caller {
                 Ok(caller) => {
                     let added =
                         self.poll.add(&channel, token(Kind::Client, number), Interest::Read);
                     if added.is_ok() {
-                        let client = Client { channel, caller, greeted: false, is_rack: false };
+                        let client = Client { channel, caller, greeted: false, awaits_room: false, is_rack: false };
                         self.clients.insert(number, client);
                     }
                 }
@@ -215,8 +215,9 @@ impl Daemon {
         if client.channel.flush().is_err() {
             return self.drop_client(number);
         }
-        let interest = Interest::read_and(client.channel.wants_write());
-        let _ = self.poll.modify(&client.channel, token(Kind::Client, number), interest);
+        let Client { channel, awaits_room, .. } = client;
+        let wanted = channel.wants_write();
+        await_room(&self.poll, &*channel, token(Kind::Client, number), awaits_room, wanted);
     }
 
     fn drop_client(&mut self, number: u64) {
@@ -257,7 +258,7 @@ impl Daemon {
         let status = HeadStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
-            keeper_pid: self.keeper.as_ref().map_or(0, |keeper| peer_pid(keeper.as_fd())),
+            keeper_pid: self.keeper.as_ref().map_or(0, |keeper| peer_pid(keeper.channel.as_fd())),
             rack_pid: rack.map(|rack| rack.caller.pid.0),
             deputy_pids: self.deputies.values().map(|d| peer_pid(d.channel.as_fd())).collect(),
             listening,

@@ -11,7 +11,7 @@ use wiglaf_wire::deputy::ToDeputy;
 use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 
-use super::{Daemon, DaemonError, Deputy, KEEPER, Kind, is_over, log, token};
+use super::{Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, is_over, log, token};
 use crate::reactor::Event;
 
 /// How long a keeper may take to start.
@@ -41,9 +41,9 @@ impl Daemon {
                 }
             }
         };
-        let keeper = Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
-        self.poll.add(&keeper, KEEPER, Interest::Read)?;
-        self.keeper = Some(keeper);
+        let channel = Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
+        self.poll.add(&channel, KEEPER, Interest::Read)?;
+        self.keeper = Some(Keeper { channel, awaits_room: false });
         Ok(())
     }
 
@@ -72,6 +72,8 @@ impl Daemon {
             .arg0("wiglaf")
             .args(["keeper", "--socket"])
             .arg(self.layout.keeper_socket())
+            .arg("--hide")
+            .arg(&self.layout.state)
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -91,12 +93,12 @@ impl Daemon {
             return;
         }
         let Some(keeper) = &mut self.keeper else { return };
-        let (_, ended) = is_over(keeper.receive());
+        let (_, ended) = is_over(keeper.channel.receive());
         loop {
             let Some(keeper) = &mut self.keeper else { return };
-            match keeper.next_message() {
+            match keeper.channel.next_message() {
                 Ok(Some(FromKeeper::Deputy { deputy })) => {
-                    match keeper.descriptors().take() {
+                    match keeper.channel.descriptors().take() {
                         Ok(socket) => self.deputy_connected(deputy, socket),
                         Err(error) => return self.keeper_lost(&error),
                     }
@@ -140,7 +142,7 @@ impl Daemon {
             descriptors.push(control);
         }
         let Some(keeper) = &mut self.keeper else { return };
-        match keeper.queue(message, descriptors) {
+        match keeper.channel.queue(message, descriptors) {
             Ok(()) => {
                 self.dirty.insert(KEEPER);
             }
@@ -152,10 +154,12 @@ impl Daemon {
 
     pub(super) fn flush_keeper(&mut self) {
         let Some(keeper) = &mut self.keeper else { return };
-        if let Err(error) = keeper.flush() {
+        if let Err(error) = keeper.channel.flush() {
             return self.keeper_lost(&error);
         }
-        let _ = self.poll.modify(&*keeper, KEEPER, Interest::read_and(keeper.wants_write()));
+        let Keeper { channel, awaits_room } = keeper;
+        let wanted = channel.wants_write();
+        await_room(&self.poll, &*channel, KEEPER, awaits_room, wanted);
     }
 
     fn deputy_connected(&mut self, deputy: DeputyId, socket: OwnedFd) {
@@ -177,7 +181,7 @@ impl Daemon {
             return;
         }
         self.dirty.insert(watched);
-        self.deputies.insert(deputy, Deputy { channel });
+        self.deputies.insert(deputy, Deputy { channel, awaits_room: false });
         for (message, descriptors) in self.deputy_queues.remove(&deputy).unwrap_or_default() {
             self.send_deputy(deputy, message, descriptors);
         }
@@ -224,8 +228,9 @@ impl Daemon {
         if connected.channel.flush().is_err() {
             return self.drop_deputy(deputy);
         }
-        let interest = Interest::read_and(connected.channel.wants_write());
-        let _ = self.poll.modify(&connected.channel, token(Kind::Deputy, deputy.0), interest);
+        let Deputy { channel, awaits_room } = connected;
+        let wanted = channel.wants_write();
+        await_room(&self.poll, &*channel, token(Kind::Deputy, deputy.0), awaits_room, wanted);
     }
 
     pub(super) fn deputy_ready(&mut self, deputy: DeputyId, ready: Ready) {

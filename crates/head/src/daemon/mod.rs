@@ -19,6 +19,7 @@ use wiglaf_link::{
     Authority, Channel, Interest, LinkError, Poll, Ready, Role, TlsLink, Token, TrustError,
     server_config,
 };
+use wiglaf_linux::namespace::Surroundings;
 use wiglaf_wire::agent::{FromAgent, ToAgent};
 use wiglaf_wire::client::{Reply, Request};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
@@ -109,6 +110,7 @@ struct Client {
     channel: ClientChannel,
     caller: Caller,
     greeted: bool,
+    awaits_room: bool,
     /// It holds virtual nodes: when it goes, nobody is left to prove their end.
     is_rack: bool,
 }
@@ -123,6 +125,18 @@ enum Unproven {
 
 struct Deputy {
     channel: Channel<FromDeputy, ToDeputy>,
+    awaits_room: bool,
+}
+
+/// A member's connection.
+struct Agent {
+    link: AgentLink,
+    awaits_room: bool,
+}
+
+struct Keeper {
+    channel: Channel<FromKeeper, ToKeeper>,
+    awaits_room: bool,
 }
 
 /// The descriptors of a task on their way from its command to keeper and deputy.
@@ -135,6 +149,8 @@ struct Parcel {
 pub struct Daemon {
     layout: Layout,
     config: Config,
+    /// What callers must not see less than, unless they may be confined.
+    outside: Option<Surroundings>,
     cluster: String,
     poll: Poll,
     reactor: Reactor,
@@ -144,10 +160,10 @@ pub struct Daemon {
     commands: OwnedFd,
     /// Sockets that agents dial: the configured one, and the rack's with its client's number.
     listeners: Vec<(Option<u64>, OwnedFd)>,
-    keeper: Option<Channel<FromKeeper, ToKeeper>>,
+    keeper: Option<Keeper>,
     clients: HashMap<u64, Client>,
     unproven: HashMap<u64, (Unproven, u64)>,
-    agents: HashMap<NodeId, AgentLink>,
+    agents: HashMap<NodeId, Agent>,
     deputies: HashMap<DeputyId, Deputy>,
     /// For deputies whose channel has not arrived: messages that wait, in order.
     deputy_queues: HashMap<DeputyId, VecDeque<(ToDeputy, Vec<OwnedFd>)>>,
@@ -204,6 +220,7 @@ impl Daemon {
             job_limit,
             ending_at_ms: None,
             layout,
+            outside: if config.allow_confined_callers { None } else { Some(Surroundings::own()?) },
             config,
         };
         if let Some(address) = daemon.config.listen {
@@ -411,6 +428,15 @@ fn listen_for_commands(layout: &Layout) -> Result<OwnedFd, DaemonError> {
     rustix::fs::chmod(&path, open).map_err(failed)?;
     rustix::net::listen(&socket, 1024).map_err(failed)?;
     Ok(socket)
+}
+
+/// Waits for room to write only where there is none; asks the kernel only when that changes.
+fn await_room(poll: &Poll, fd: impl AsFd, token: Token, awaits: &mut bool, wanted: bool) {
+    if *awaits != wanted {
+        *awaits = wanted;
+        // It is in the set as long as its connection is in the tables.
+        let _ = poll.modify(fd, token, Interest::read_and(wanted));
+    }
 }
 
 fn accept(listener: impl AsFd) -> Option<OwnedFd> {

@@ -137,7 +137,8 @@ impl Reactor {
                 // The head was restarted meanwhile; whether the life before had started it is
                 // not known to anybody any more.
                 let name = self.nodes.name(id);
-                let reason = format!("{name} was started again while the command ran there; run it again");
+                let reason =
+                    format!("{name} was started again while the command ran there; run it again");
                 let status = Status::cluster_failed(reason);
                 self.task_ended(task_id, status, Usage::default(), effects);
             } else if task.phase == Phase::Running

@@ -133,7 +133,8 @@ impl Reactor {
                 deputy: task.deputy,
                 spec: Box::new(spec),
             };
-            let (node, incarnation) = (task.node, self.nodes.get(task.node).and_then(|n| n.incarnation));
+            let node = task.node;
+            let incarnation = self.nodes.get(node).and_then(|node| node.incarnation);
             effects.push(Effect::ToNode(node, launch));
             let Some(task) = self.task_mut(id) else { return };
             task.incarnation = incarnation;
@@ -270,9 +271,9 @@ impl Reactor {
             FromDeputy::Said { task } => self.finish(task, effects),
             FromDeputy::Ready { tasks } => {
                 self.ready_deputies.insert(deputy);
-                for id in self.tasks_of(deputy).filter(|t| t.awaits_deputy).map(|t| t.id).collect::<Vec<_>>() {
-                    self.go_on(id, effects);
-                }
+                let waiting: Vec<_> =
+                    self.tasks_of(deputy).filter(|t| t.awaits_deputy).map(|t| t.id).collect();
+                waiting.into_iter().for_each(|id| self.go_on(id, effects));
                 // What ended while the head was away, or is still untold.
                 for id in tasks {
                     match self.task(id).map(|(_, task)| task.phase.clone()) {

@@ -361,3 +361,167 @@ fn others_processes_are_not_signalled() {
     let effects = world.event(Event::Request(stranger, Request::Shutdown));
     assert!(matches!(effects.as_slice(), [Effect::Reply(_, Reply::Refused { .. })]));
 }
+
+// What the simulator has found.
+
+fn launches(effects: &[Effect]) -> usize {
+    let is_launch = |e: &&Effect| matches!(e, Effect::ToNode(_, ToAgent::Launch { .. }));
+    effects.iter().filter(is_launch).count()
+}
+
+fn seized_before_its_deputy_is_ready(world: &mut World) -> TaskId {
+    world.join(vec![]);
+    world.event(Event::Request(caller(), Request::Run(Box::new(run_request(300)))));
+    world.event(ghost());
+    let task = TaskId { job: JobId(1), index: 0 };
+    assert!(world.event(Event::FromKeeper(FromKeeper::Seized { task })).is_empty());
+    task
+}
+
+#[test]
+fn a_command_is_let_go_only_when_its_deputy_has_the_streams() {
+    let mut world = World::new();
+    let task = seized_before_its_deputy_is_ready(&mut world);
+    let effects = world.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
+    assert_eq!(launches(&effects), 1);
+    assert!(effects.contains(&Effect::Reply(ClientId(9), Reply::Go { task })));
+}
+
+#[test]
+fn what_is_over_before_it_is_launched_is_not_launched() {
+    // Its time is up.
+    let mut world = World::new();
+    seized_before_its_deputy_is_ready(&mut world);
+    world.now_ms += 300;
+    world.event(Event::Tick);
+    let effects = world.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
+    assert_eq!((launches(&effects), finishes(&effects)), (0, vec![GhostEnd::Exit(124)]));
+    // Its node is dead.
+    let mut world = World::new();
+    seized_before_its_deputy_is_ready(&mut world);
+    assert!(finishes(&world.event(Event::NodeProvenDead(N1))).is_empty());
+    let effects = world.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
+    assert_eq!((launches(&effects), finishes(&effects)), (0, vec![GhostEnd::Exit(125)]));
+    // Its deputy is dead.
+    let mut world = World::new();
+    seized_before_its_deputy_is_ready(&mut world);
+    let gone = FromKeeper::DeputyGone { deputy: DEPUTY, how: "was killed".into() };
+    let effects = world.event(Event::FromKeeper(gone));
+    assert_eq!((launches(&effects), finishes(&effects)), (0, vec![GhostEnd::Exit(125)]));
+}
+
+#[test]
+fn p4_a_restarted_head_waits_for_a_silent_node_longer_than_for_commands() {
+    let mut world = World::new();
+    let task = world.running();
+    let mut next = restarted(&mut world);
+    // Longer than the resume wait, shorter than the lease of a real cluster.
+    next.reactor.policy.lease_ms = 60_000;
+    next.now_ms += 20_000;
+    assert!(finishes(&next.event(Event::Tick)).is_empty());
+    assert!(next.reactor.next_deadline_ms().is_some_and(|at| at > next.now_ms), "it would spin");
+    let report = TaskReport { task, pid: Pid(4242), ended: None, stopped: None };
+    let effects = next.join(vec![report]);
+    assert!(!effects.contains(&Effect::ToNode(N1, ToAgent::Kill { task })));
+    assert_eq!(finishes(&next.ended(task, Status::Exited(3))), [GhostEnd::Exit(3)]);
+}
+
+#[test]
+fn p4_a_restarted_head_does_not_start_a_task_again_in_another_life_of_its_node() {
+    let mut world = World::new();
+    world.running();
+    let mut next = restarted(&mut world);
+    let effects = next.join_as(Incarnation(78), vec![]);
+    assert_eq!(launches(&effects), 0);
+    assert!(says(&effects).unwrap().contains("was started again"));
+}
+
+#[test]
+fn p4_before_the_keeper_has_spoken_no_node_and_no_job_is_let_in() {
+    let mut world = World::new();
+    let mut table = NodeTable::default();
+    table.enrol("n1").unwrap();
+    world.reactor = Reactor::new(world.reactor.policy.clone(), table, Vec::new(), 1);
+    assert_eq!(world.join(vec![]), [Effect::DropNode(N1)]);
+    let run = Request::Run(Box::new(run_request(0)));
+    assert!(world.event(Event::Request(caller(), run)).is_empty());
+}
+
+#[test]
+fn p4_a_task_that_is_over_is_not_launched_for_a_command_that_asks_again() {
+    let mut world = World::new();
+    world.running();
+    let mut next = restarted(&mut world);
+    next.join_as(Incarnation(78), vec![]);
+    next.event(Event::Request(caller(), Request::Run(Box::new(run_request(0)))));
+    assert_eq!(launches(&next.event(ghost())), 0);
+}
+
+#[test]
+fn a_process_with_a_used_pid_is_not_taken_for_the_one_before() {
+    let mut world = World::new();
+    world.running();
+    let mut next = restarted(&mut world);
+    next.join(vec![]);
+    let mut other = caller();
+    other.start_time += 1;
+    let effects = next.event(Event::Request(other, Request::Run(Box::new(run_request(0)))));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Reply(_, Reply::Waiting { .. }))));
+}
+
+#[test]
+fn a_launching_command_hears_that_the_keeper_has_died() {
+    let mut world = World::new();
+    seized_before_its_deputy_is_ready(&mut world);
+    let effects = world.event(Event::KeeperLost);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Reply(_, Reply::Refused { .. }))));
+}
+
+#[test]
+fn after_the_keepers_death_ended_tasks_are_acknowledged_and_nothing_is_placed() {
+    let mut world = World::new();
+    let task = world.running();
+    world.ended(task, Status::cluster_failed("why"));
+    let mut next = caller();
+    next.client = ClientId(10);
+    world.event(Event::Request(next, Request::Run(Box::new(run_request(0)))));
+    let effects = world.event(Event::KeeperLost);
+    assert!(effects.contains(&Effect::ToNode(N1, ToAgent::Acknowledge { task })));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::ToKeeper(_))), "nobody would hear it");
+}
+
+#[test]
+fn a_deputy_that_died_while_no_head_was_there_is_missed() {
+    let mut world = World::new();
+    let task = world.running();
+    let job = world.reactor.jobs().next().unwrap();
+    let record = crate::jobs::TaskRecord::of(job, &job.tasks[&0]).to_bytes();
+    let mut next = World::new();
+    let report = GhostReport { task, pid: Pid(4242), record, died: None };
+    let inventory = FromKeeper::Inventory { ghosts: vec![report], deputies: vec![] };
+    next.event(Event::FromKeeper(inventory));
+    let report = TaskReport { task, pid: Pid(4242), ended: None, stopped: None };
+    assert!(next.join(vec![report]).contains(&Effect::ToNode(N1, ToAgent::Kill { task })));
+    assert_eq!(finishes(&next.ended(task, Status::Signaled(9))), [GhostEnd::Exit(125)]);
+}
+
+#[test]
+fn a_ghost_that_dies_while_its_user_is_told_leaves_nothing_with_the_deputy() {
+    let mut world = World::new();
+    let task = world.running();
+    world.ended(task, Status::cluster_failed("why"));
+    let died = FromKeeper::Died { task, end: GhostEnd::Signal(9) };
+    let effects = world.event(Event::FromKeeper(died));
+    assert!(effects.contains(&Effect::ToDeputy(DEPUTY, ToDeputy::Detach { task })));
+    assert_eq!(finishes(&effects), [GhostEnd::Signal(9)]);
+}
+
+#[test]
+fn a_signal_that_comes_before_the_launch_follows_it() {
+    let mut world = World::new();
+    let task = seized_before_its_deputy_is_ready(&mut world);
+    world.event(Event::Request(caller(), Request::Signal { pid: Pid(4242), signal: 15 }));
+    let effects = world.event(Event::FromDeputy(DEPUTY, FromDeputy::Ready { tasks: vec![] }));
+    let signal = ToAgent::Signal { task, signal: 15, scope: SignalScope::Process };
+    assert!(effects.contains(&Effect::ToNode(N1, signal)));
+}

@@ -14,7 +14,7 @@ use wiglaf_linux::process::{
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 
 use super::run::{AgentConfig, Trust, live};
-use crate::root::{TaskRoot, mount_own_proc};
+use crate::root::{Files, mount_own_proc};
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
@@ -43,7 +43,7 @@ pub enum BesideError {
     Killed(i32),
 }
 
-/// Runs an agent on this machine, with its files, until the head or a SIGTERM has it leave. The
+/// Runs an agent on this machine, with the head's files, until the head or a SIGTERM has it leave. The
 /// caller has one thread. This process stays as the supervisor: it passes signals on, and if it
 /// is killed the agent and all tasks are, too.
 ///
@@ -109,13 +109,12 @@ fn try_be_agent(
         return Ok(());
     }
     mount_own_proc()?;
-    let task_root = TaskRoot::from_head_disk(&[])?;
     let address = local_address(head)?;
     let config = AgentConfig {
         head,
         trust: Trust::Token(token),
         name,
-        task_root,
+        files: Files::View,
         address,
         rootless: false,
     };

@@ -110,11 +110,10 @@ impl Mains {
         }
     }
 
-    /// The leaders that have come since the last call, by their tasks.
-    pub(super) fn fresh_leaders(&mut self) -> Vec<(TaskId, &Leader)> {
+    /// The leaders that have come since the last call.
+    pub(super) fn fresh_leaders(&mut self) -> Vec<&Leader> {
         let fresh = std::mem::take(&mut self.fresh);
-        let leader = |task| Some((task, self.tasks.get(&task)?.leader.as_ref()?));
-        fresh.into_iter().filter_map(leader).collect()
+        fresh.into_iter().filter_map(|task| self.leader(task)).collect()
     }
 
     /// A task's leader.
@@ -122,9 +121,10 @@ impl Mains {
         self.tasks.get(&task)?.leader.as_ref()
     }
 
-    /// Whether the process is the agent's own: a session's leader.
-    pub(super) fn is_leader(&self, pid: i32) -> bool {
-        self.tasks.values().any(|main| main.leader.as_ref().is_some_and(|it| it.pid == pid))
+    /// The task whose session this process leads. It is the agent's own, not one of the task's.
+    pub(super) fn by_leader(&self, pid: i32) -> Option<TaskId> {
+        let leads = |main: &Main| main.leader.as_ref().is_some_and(|leader| leader.pid == pid);
+        self.tasks.iter().find(|(_, main)| leads(main)).map(|(id, _)| *id)
     }
 
     /// Takes all that a leader reports. Returns whether it can report more.

@@ -14,8 +14,10 @@ mod pids;
 mod processes;
 mod run;
 mod spawner;
+mod view;
 
 pub(crate) use link::{HeadTls, dial};
 
 pub use beside::{BesideError, run_beside};
 pub use run::{AgentConfig, AgentError, Trust, run};
+pub use view::NodeViewError;

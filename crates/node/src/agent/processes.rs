@@ -52,9 +52,9 @@ pub(super) fn list(mains: &Mains) -> Vec<Process> {
     let boot_ms = boot_time_ms();
     let mut list: Vec<_> = stats
         .iter()
-        .filter(|&(&pid, _)| !mains.is_leader(pid))
+        .filter(|&(&pid, _)| mains.by_leader(pid).is_none())
         .filter_map(|(&pid, stat)| {
-            let parent = if mains.is_leader(stat.parent) { INIT } else { stat.parent };
+            let parent = if mains.by_leader(stat.parent).is_some() { INIT } else { stat.parent };
             Some(Process {
                 task: task_of(pid, mains, |pid| stats.get(&pid).map(|stat| stat.parent)),
                 pid: Pid(pid),

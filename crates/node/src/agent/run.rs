@@ -19,6 +19,7 @@ use wiglaf_link::{
 };
 use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
 use wiglaf_linux::process::{kill, set_process_title};
+use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE};
@@ -31,16 +32,18 @@ use super::link::HeadLink;
 use super::mains::Mains;
 use super::pids::PidBlock;
 use super::spawner::{Order, Spawner};
+use super::view::{NodeView, NodeViewError};
 use super::{machine, processes};
 use crate::join::{JoinError, join};
-use crate::root::TaskRoot;
+use crate::root::{Files, TaskRoot};
 
 const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const SPAWNER: Token = Token(2);
+const VIEW: Token = Token(3);
 const FIRST_RELAY_TOKEN: u64 = 16;
-/// With a task's number in the lower bits: its session's leader reports or has ended. The relay
-/// does not count so far.
+/// With a PID in the lower bits: this session's leader reports, or has ended. The relay does not
+/// count so far.
 const LEADER_REPORTS: u64 = 1 << 62;
 const LEADER_ENDS: u64 = 1 << 63;
 
@@ -82,7 +85,7 @@ pub struct AgentConfig {
     /// The name that it would like.
     pub name: Option<String>,
     /// What its tasks see.
-    pub task_root: TaskRoot,
+    pub files: Files,
     /// Its address on the cluster's network, as text.
     pub address: String,
     /// Whether it lacks root's rights, so that supplementary groups can't be set.
@@ -104,6 +107,9 @@ pub enum AgentError {
     /// Its certificate is of no use.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// It can't see the head's files.
+    #[error(transparent)]
+    View(#[from] NodeViewError),
     /// The terminals of the task root can't be reached.
     #[error("can't open /dev/pts of the task root: {0}")]
     Terminals(#[source] Errno),
@@ -183,6 +189,7 @@ struct Agent {
     identity: Arc<ClientConfig>,
     rootless: bool,
     root: Arc<TaskRoot>,
+    view: Option<NodeView>,
     name: String,
     poll: Poll,
     core: Core,
@@ -212,9 +219,20 @@ impl Agent {
     ) -> Result<Agent, AgentError> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS, Interest::Read)?;
-        let terminals = open_terminals(&config.task_root).map_err(AgentError::Terminals)?;
+        let (root, view) = match config.files {
+            Files::Disk(root) => (root, None),
+            Files::View => {
+                let (view, root) = NodeView::mount()?;
+                poll.add(view.bell(), VIEW, Interest::Read)?;
+                (root, Some(view))
+            }
+        };
+        let terminals = open_terminals(&root).map_err(AgentError::Terminals)?;
         let mut relay = NodeRelay::new(FIRST_RELAY_TOKEN);
         relay.set_identity(config.head, identity.clone());
+        if view.is_some() {
+            relay.set_serves_view();
+        }
         relay.set_terminals(PathBuf::from(format!("/proc/self/fd/{}", terminals.as_raw_fd())));
         let incarnation = draw_incarnation()?;
         let core = Core::new(incarnation, machine::describe(&config.address), &name);
@@ -222,7 +240,8 @@ impl Agent {
             head: config.head,
             identity,
             rootless: config.rootless,
-            root: Arc::new(config.task_root),
+            root: Arc::new(root),
+            view,
             name,
             poll,
             core,
@@ -272,6 +291,9 @@ impl Agent {
             if self.events.is_empty() {
                 self.settle_link();
             }
+            if let Some(view) = &mut self.view {
+                view.forget_unlinked(&mut self.relay);
+            }
             if self.events.is_empty() {
                 return Ok(());
             }
@@ -306,19 +328,26 @@ impl Agent {
         match ready.token {
             LINK => self.hear_head(ready),
             SIGNALS => self.hear_signals()?,
+            VIEW => {
+                if let Some(view) = &mut self.view {
+                    view.pass_questions(&self.poll, &mut self.relay);
+                }
+            }
             SPAWNER => {
                 let answers = self.spawner.as_ref().map(Spawner::answers).unwrap_or_default();
                 for answer in answers {
                     self.mains.answered(answer, &mut self.events);
                 }
-                for (task, leader) in self.mains.fresh_leaders() {
-                    let token = Token(LEADER_REPORTS | task.0);
+                for leader in self.mains.fresh_leaders() {
+                    let token = leader_token(LEADER_REPORTS, leader);
                     self.poll.add(leader, token, Interest::Read)?;
                 }
             }
             Token(token) if token & (LEADER_REPORTS | LEADER_ENDS) != 0 => {
-                let task = TaskId(token & !(LEADER_REPORTS | LEADER_ENDS));
-                self.hear_leader(task, token & LEADER_ENDS != 0)?;
+                let pid = i32::try_from(token & !(LEADER_REPORTS | LEADER_ENDS)).unwrap_or(0);
+                if let Some(task) = self.mains.by_leader(pid) {
+                    self.hear_leader(task, token & LEADER_ENDS != 0)?;
+                }
             }
             token if self.relay.owns(token) => {
                 let mut events = Vec::new();
@@ -347,16 +376,25 @@ impl Agent {
         {
             // Its last words, if it had time for any. What it leaves comes to us at its end.
             self.poll.remove(leader)?;
-            self.poll.add(&leader.pidfd, Token(LEADER_ENDS | task.0), Interest::Read)?;
+            self.poll.add(&leader.pidfd, leader_token(LEADER_ENDS, leader), Interest::Read)?;
         }
         Ok(())
     }
 
     fn hear_relay(&mut self, events: Vec<RelayEvent>) {
-        self.events.extend(events.into_iter().map(|event| match event {
-            RelayEvent::Drained(task) => Event::Drained { task },
-            RelayEvent::Lost(task, reason) => Event::RelayLost { task, reason },
-        }));
+        for event in events {
+            match event {
+                RelayEvent::Drained(task) => self.events.push(Event::Drained { task }),
+                RelayEvent::Lost(task, reason) => {
+                    self.events.push(Event::RelayLost { task, reason });
+                }
+                RelayEvent::Answered(deputy, answer) => {
+                    if let Some(view) = &mut self.view {
+                        view.answered(deputy, answer);
+                    }
+                }
+            }
+        }
     }
 
     fn perform(&mut self, effect: Effect) -> Result<(), AgentError> {
@@ -391,6 +429,9 @@ impl Agent {
             }
             Effect::CloseTask { task } => {
                 self.relay.close(&self.poll, task);
+                if let Some(view) = &mut self.view {
+                    view.dismiss(task);
+                }
                 self.mains.forget(task);
             }
             Effect::ListProcesses { request } => self.list(request),
@@ -534,6 +575,9 @@ impl Agent {
                 return self.events.push(failed(reason));
             }
         };
+        if let Some(view) = &mut self.view {
+            view.admit(task, credential.uid, deputy);
+        }
         self.mains.starting(task, pid);
         let order = Order { task, pid, credential, spec, stdio };
         if !self.spawner.as_ref().is_some_and(|spawner| spawner.order(order)) {
@@ -563,6 +607,10 @@ impl Agent {
             self.send(&FromAgent::Processes { request, list: part.to_vec(), last });
         }
     }
+}
+
+fn leader_token(what: u64, leader: &Leader) -> Token {
+    Token(what | u64::from(leader.pid.cast_unsigned()))
 }
 
 /// The task root's terminals, by a descriptor: the agent itself never enters the root.

@@ -71,6 +71,7 @@ pub fn hold(
         nodes: config.names.clone(),
         rootless: !rustix::process::geteuid().is_root(),
         hidden: config.hidden.clone(),
+        through_view: config.through_view,
     })?;
     // Only how `ps` shows it depends on this.
     let _ = set_process_title("wiglaf: rack");
@@ -108,10 +109,9 @@ impl Held {
         };
         for index in 0..config.names.len() {
             let token = token.clone();
-            let through_view = config.through_view;
             let node = self
                 .rack
-                .start(index, move |place| live(place, token, through_view))?;
+                .start(index, move |place| live(place, token))?;
             self.offer_node(&node)?;
             self.nodes.push(node);
         }
@@ -238,16 +238,15 @@ fn refusal(reply: Reply) -> HoldError {
 }
 
 /// An agent's life, in its fork.
-fn live(place: NodePlace, token: JoinToken, through_view: bool) {
+fn live(place: NodePlace, token: JoinToken) {
     let config = AgentConfig {
         head: place.head,
         trust: Trust::Token(token),
         name: Some(place.name.clone()),
-        task_root: place.task_root,
+        files: place.files,
         address: place.address.to_string(),
         rootless: !rustix::process::geteuid().is_root(),
     };
-    let _ = through_view;
     if let Err(error) = agent::run(config) {
         use std::io::Write;
         let _ = writeln!(std::io::stderr(), "{}: {error}", place.name);

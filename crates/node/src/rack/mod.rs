@@ -17,7 +17,7 @@ mod subnet;
 pub use namespace::{NamespaceError, Obstacle};
 pub use network::NetworkError;
 
-use crate::root::{TaskRoot, mount_own_proc};
+use crate::root::{Files, TaskRoot, mount_own_proc};
 use network::RouteSocket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -68,6 +68,8 @@ pub struct RackConfig {
     pub rootless: bool,
     /// Directories that tasks must not reach: the head's run directory, unless it is in `/run`.
     pub hidden: Vec<PathBuf>,
+    /// Whether tasks see files through the view instead of this machine's disk.
+    pub through_view: bool,
 }
 
 /// Why a rack or one of its nodes does not work.
@@ -152,7 +154,7 @@ pub struct NodePlace {
     /// Where the head listens.
     pub head: SocketAddr,
     /// What tasks see as their root.
-    pub task_root: TaskRoot,
+    pub files: Files,
 }
 
 /// A running virtual node, a child of the rack.
@@ -317,11 +319,19 @@ impl Rack {
         route.set_up(NODE_DEVICE)?;
         route.add_address(NODE_DEVICE, v4, PREFIX_LEN)?;
         mount_own_proc()?;
+        let files = if self.config.through_view {
+            // The agent mounts it; what it takes is looked for now, while there is somebody to
+            // be told.
+            wiglaf_view::check_device()?;
+            Files::View
+        } else {
+            Files::Disk(TaskRoot::from_head_disk(&self.config.hidden)?)
+        };
         Ok(NodePlace {
             name: name.into(),
             address,
             head: self.listen_addr,
-            task_root: TaskRoot::from_head_disk(&self.config.hidden)?,
+            files,
         })
     }
 }
@@ -505,6 +515,7 @@ mod tests {
             nodes: vec![node.into()],
             rootless: false,
             hidden: Vec::new(),
+            through_view: false,
         };
         assert!(check(&config("a1b2c3d4", "n1")).is_ok());
         for tag in ["", "a1b2c3d4e", "A", "a.b", "a/b"] {

@@ -16,7 +16,7 @@ use wiglaf_linux::process::{
     Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait,
 };
 use wiglaf_node::agent::{AgentConfig, Trust, run, run_beside};
-use wiglaf_node::root::{TaskRoot, mount_own_proc};
+use wiglaf_node::root::{Files, TaskRoot, mount_own_proc};
 use wiglaf_wire::agent::{FromAgent, SignalScope, TaskReport, ToAgent};
 use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, Pid, TaskId};
@@ -127,7 +127,7 @@ impl Head {
                     head,
                     trust,
                     name: Some("wished".into()),
-                    task_root: TaskRoot::from_head_disk(&[]).unwrap(),
+                    files: Files::Disk(TaskRoot::from_head_disk(&[]).unwrap()),
                     address: "127.0.0.1".into(),
                     rootless: false,
                 };

@@ -5,6 +5,7 @@
 
 mod dial;
 mod stdio;
+mod view;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use wiglaf_link::{Poll, Ready, Token};
 use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
-use wiglaf_wire::stream::{Relay, Stream};
+use wiglaf_wire::stream::{Relay, Stream, ViewAnswer};
 
 use super::buffers::Buffers;
 use super::streams::Streams;
@@ -68,6 +69,8 @@ pub enum RelayEvent {
     Drained(TaskId),
     /// The task can't be served: its deputy refuses it, or can't be reached.
     Lost(TaskId, String),
+    /// A deputy answers a question of the view.
+    Answered(DeputyId, ViewAnswer),
 }
 
 /// The agent's end of all relays.
@@ -79,6 +82,9 @@ pub struct NodeRelay {
     identity: Option<(SocketAddr, Arc<rustls::ClientConfig>)>,
     terminals: PathBuf,
     buffers: Buffers,
+    serves_view: bool,
+    /// Not told yet: see [`NodeRelay::take_unlinked`].
+    unlinked: Vec<DeputyId>,
 }
 
 /// Whose descriptor a token is.
@@ -138,6 +144,8 @@ impl NodeRelay {
             identity: None,
             terminals: TERMINALS.into(),
             buffers: Buffers::default(),
+            serves_view: false,
+            unlinked: Vec::new(),
         }
     }
 
@@ -174,7 +182,7 @@ impl NodeRelay {
         }
         let (child, ends) = stdio::make(task, stdio, window, &self.terminals)?;
         let entry = ends.into_task(poll, task, deputy, &mut self.tokens);
-        let wants_link = stdio.iter().any(|&kind| kind != StdioKind::Null);
+        let wants_link = self.serves_view || stdio.iter().any(|&kind| kind != StdioKind::Null);
         self.tasks.insert(task, entry);
         if wants_link {
             let link = self.links.entry(deputy).or_default();
@@ -349,6 +357,7 @@ impl NodeRelay {
         let touched = self.take_frames(poll, deputy, events);
         self.unstall(poll, deputy);
         self.settle(poll, deputy);
+        self.send_questions(poll, deputy);
         for task in touched {
             self.check_drained(task, events);
         }
@@ -395,6 +404,11 @@ impl NodeRelay {
                 }
             };
             heard = true;
+            if let Relay::View(answer) = message {
+                link.questions.answered();
+                events.push(RelayEvent::Answered(deputy, answer));
+                continue;
+            }
             let Some(task) = task_of(&message) else {
                 continue;
             };

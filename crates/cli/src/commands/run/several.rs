@@ -14,7 +14,7 @@ use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::LaunchSpec;
 
 use super::gather::{Show, TaskOutput, print_gathered, print_in_turn, print_json};
-use super::single::{Stdin, Streams, dump_no_core, ghost_stderr, kit, open_input, open_output, strings};
+use super::single::{Stdin, Streams, dump_no_core, ghost_stderr, kit, open_input, open_output, argv};
 use super::{Args, Placed, StdinFor, expand};
 use crate::CommandResult;
 use crate::error::CommandError;
@@ -67,10 +67,11 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
         let mut kit = kit(streams)?;
         // The head opens the log files itself.
         kit.parcel.truncate(1);
-        let (argv, env) = strings(spec)?;
+        let argv = argv(spec)?;
         let ghost = spawn_ghost(&GhostRequest {
             argv: &argv,
-            env: &env,
+            // Its environment is the task's, on the node; here it would only take memory.
+            env: &[],
             control: kit.control.as_fd(),
             stdin: None,
             stdin_pipe: None,
@@ -126,14 +127,15 @@ impl Family {
         let mut pipes = Vec::new();
         let mut inputs = Vec::new();
         let mut ghosts = Vec::new();
-        let (argv, env) = strings(spec)?;
+        let argv = argv(spec)?;
         let null = open_input("/dev/null".as_ref())?;
         for (index, (_, node)) in placed.nodes.iter().enumerate() {
             let streams = streams(args, show, index, node, &mut pipes, &mut inputs)?;
             let kit = kit(streams)?;
             let ghost = spawn_ghost(&GhostRequest {
                 argv: &argv,
-                env: &env,
+                // Its environment is the task's, on the node; here it would only take memory.
+            env: &[],
                 control: kit.control.as_fd(),
                 stdin: None,
                 stdin_pipe: None,
@@ -148,7 +150,7 @@ impl Family {
             head.send(&Request::Ghost { index, pid: Pid(pid), mode: kit.mode }, kit.parcel)?;
         }
         feed(inputs)?;
-        let head = head.into_channel();
+        let head = head.into_channel()?;
         poll.add(&head, HEAD, Interest::Read)?;
         for (number, pipe) in (FIRST_PIPE..).zip(&pipes) {
             if let Some(pipe) = pipe {

@@ -182,12 +182,13 @@ fn wait_go(head: &mut Head) -> Result<(), CommandError> {
 
 fn become_ghost(spec: &LaunchSpec, kit: &GhostKit) -> Result<Infallible, CommandError> {
     debug_assert!(relayed_count(spec) <= 3, "a task has three streams");
-    let (argv, env) = strings(spec)?;
+    let argv = argv(spec)?;
     let null = open_input("/dev/null".as_ref())?;
     let stdin = if kit.pump.is_some() { rustix::stdio::stdin() } else { null.as_fd() };
     let error = exec_ghost(&GhostRequest {
         argv: &argv,
-        env: &env,
+        // Its environment is the task's, on the node; here it would only take memory.
+            env: &[],
         control: kit.control.as_fd(),
         stdin: Some(stdin),
         stdin_pipe: kit.pump.as_ref().map(AsFd::as_fd),
@@ -208,10 +209,7 @@ pub(super) fn ghost_stderr(null: &OwnedFd) -> std::os::fd::BorrowedFd<'_> {
     if is_pipe { null.as_fd() } else { stderr }
 }
 
-/// The remote command line and environment, for the ghost's own.
-pub(super) fn strings(spec: &LaunchSpec) -> Result<(Vec<CString>, Vec<CString>), CommandError> {
-    let convert = |list: &[Vec<u8>]| {
-        list.iter().map(|word| CString::new(word.clone())).collect::<Result<Vec<_>, _>>()
-    };
-    Ok((convert(&spec.argv)?, convert(&spec.env)?))
+/// The remote command line, for the ghost's own.
+pub(super) fn argv(spec: &LaunchSpec) -> Result<Vec<CString>, CommandError> {
+    Ok(spec.argv.iter().map(|word| CString::new(word.clone())).collect::<Result<_, _>>()?)
 }

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use wiglaf_link::{Interest, Poll, Role, TlsLink, Token, server_name};
 use wiglaf_wire::id::{DeputyId, TaskId};
 
+use super::view::Questions;
 use super::{LINK_LINGER, NodeRelay, RELINK_LIMIT, RelayEvent, Target, attach};
 use crate::relay::carrier::Carrier;
 
@@ -31,6 +32,9 @@ pub(super) struct Link {
     /// Since when tasks want the link and the deputy has said nothing.
     unheard_since: Option<Instant>,
     why: String,
+    /// The deputy has said something on this connection.
+    pub(super) is_heard: bool,
+    pub(super) questions: Questions,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +55,7 @@ impl Link {
 
     /// The deputy speaks: the link is good.
     pub(super) fn heard(&mut self) {
+        self.is_heard = true;
         self.unheard_since = None;
         self.retry_at = None;
         self.back_off = BACK_OFF_MIN;
@@ -141,6 +146,9 @@ impl NodeRelay {
         }
         if let Some(token) = link.token.take() {
             self.tokens.forget(token);
+        }
+        if link.lose_questions() {
+            self.unlinked.push(deputy);
         }
         for task in &link.tasks {
             if let Some(entry) = self.tasks.get_mut(task) {

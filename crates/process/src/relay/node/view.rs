@@ -1,0 +1,99 @@
+//! Questions of the node's view, on the links that the streams go by.
+
+use std::collections::VecDeque;
+
+use wiglaf_link::Poll;
+use wiglaf_wire::id::DeputyId;
+use wiglaf_wire::stream::{Relay, ViewQuestion};
+
+use super::NodeRelay;
+use super::dial::{Link, State};
+use crate::relay::carrier::Carrier;
+
+/// Questions of one deputy that are not answered yet; more wait here. The deputy allows more.
+const MAX_ASKED: usize = 1024;
+
+/// The questions to one deputy.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    /// Not sent yet, oldest first.
+    unsent: VecDeque<ViewQuestion>,
+    /// Sent and not answered.
+    asked: usize,
+}
+
+impl Questions {
+    pub(super) fn answered(&mut self) {
+        self.asked = self.asked.saturating_sub(1);
+    }
+
+    /// Sends what may be sent.
+    fn send(&mut self, carrier: &mut Carrier) {
+        while self.asked < MAX_ASKED
+            && !carrier.is_congested()
+            && let Some(question) = self.unsent.pop_front()
+        {
+            self.asked += 1;
+            carrier.say(&Relay::Ask(question));
+        }
+    }
+}
+
+impl NodeRelay {
+    /// Tasks need their deputy even when all their streams are null: their files come from it.
+    pub fn set_serves_view(&mut self) {
+        self.serves_view = true;
+    }
+
+    /// Asks a deputy. [`RelayEvent::Answered`](super::node::RelayEvent::Answered) follows, or the
+    /// deputy is one of [`NodeRelay::take_unlinked`]. `false`: no task here is the deputy's, and
+    /// there is no link to it.
+    pub fn ask(&mut self, poll: &Poll, deputy: DeputyId, question: ViewQuestion) -> bool {
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return false;
+        };
+        if link.tasks.is_empty() && !matches!(link.state, State::Up(_)) {
+            return false;
+        }
+        if self.unlinked.contains(&deputy) {
+            return false;
+        }
+        link.questions.unsent.push_back(question);
+        self.send_questions(poll, deputy);
+        true
+    }
+
+    /// The deputies whose links have gone since the last call, and with them the questions that
+    /// they had not answered, and the meaning of their numbers.
+    pub fn take_unlinked(&mut self) -> Vec<DeputyId> {
+        std::mem::take(&mut self.unlinked)
+    }
+
+    /// Sends what waits: for the deputy's first word, since a link that nobody answers is dialled
+    /// again, and for room.
+    pub(super) fn send_questions(&mut self, poll: &Poll, deputy: DeputyId) {
+        let Some(link) = self.links.get_mut(&deputy) else {
+            return;
+        };
+        if let State::Up(carrier) = &mut link.state
+            && link.is_heard
+            && !link.questions.unsent.is_empty()
+        {
+            link.questions.send(carrier);
+            self.settle(poll, deputy);
+        }
+    }
+}
+
+impl Link {
+    /// The link is gone; returns whether whoever asked must know. If the deputy had said nothing
+    /// on it, the questions go to the next one.
+    pub(super) fn lose_questions(&mut self) -> bool {
+        let is_over = self.is_heard || self.tasks.is_empty();
+        if is_over {
+            self.questions = Questions::default();
+        }
+        self.is_heard = false;
+        is_over
+    }
+}
