@@ -1,6 +1,7 @@
 //! Starting and ending the daemons of a cluster on this machine.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ const START_WAIT: Duration = Duration::from_secs(10);
 /// How long daemons may take to end before they are killed.
 const END_WAIT: Duration = Duration::from_secs(6);
 const POLL: Duration = Duration::from_millis(10);
+/// This very program.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 /// How much of a log is shown when a daemon fails.
 const SHOWN_LOG_LINES: usize = 5;
 
@@ -29,7 +32,9 @@ pub(crate) fn spawn(layout: &Layout, name: &str, args: &[&str]) -> Result<Child,
     let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|error| {
         CommandError::new(format!("{}: {error}", path.display()))
     })?;
-    let child = Command::new(std::env::current_exe()?)
+    // By this name it is found even if the file has been replaced by a newer version meanwhile.
+    let child = Command::new(OWN_PROGRAM)
+        .arg0("wiglaf")
         .arg(name)
         .args(args)
         .current_dir("/")

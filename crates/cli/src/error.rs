@@ -29,6 +29,12 @@ impl CommandError {
         self.refused
     }
 
+    /// As one of a connection that is over.
+    pub(crate) fn lost(mut self) -> CommandError {
+        self.connection_lost = true;
+        self
+    }
+
     /// With what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> CommandError {
         self.hint = Some(hint.into());
@@ -79,8 +85,7 @@ impl<E: std::error::Error> From<E> for CommandError {
 
 /// The connection to the head is over.
 pub(crate) fn connection_lost(error: &wiglaf_link::LinkError) -> CommandError {
-    let mut lost = CommandError::new(format!("the head: {error}"))
-        .hint("`wiglaf up` starts it again if it has ended");
-    lost.connection_lost = true;
-    lost
+    CommandError::new(format!("the head: {error}"))
+        .lost()
+        .hint("`wiglaf up` starts it again if it has ended")
 }

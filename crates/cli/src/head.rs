@@ -1,16 +1,22 @@
 //! A command's connection to the head.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wiglaf_head::config::Layout;
+use wiglaf_linux::peer::peer_uid;
 use wiglaf_link::{Channel, LinkError};
 use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::client::{Reply, Request};
 
 use crate::error::{CommandError, connection_lost};
+
+/// How long a command waits for a head that takes over.
+const SUCCESSOR_WAIT: Duration = Duration::from_secs(5);
+const SUCCESSOR_POLL: Duration = Duration::from_millis(20);
 
 /// A greeted connection.
 pub(crate) struct Head {
@@ -19,9 +25,23 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// To the cluster that this user's commands talk to.
+    /// To the cluster that this user's commands talk to. A head that has just died is waited for
+    /// while its keeper lives: another one takes over.
     pub(crate) fn connect() -> Result<Head, CommandError> {
-        Head::connect_to(&Layout::reachable()?)
+        let layout = Layout::reachable()?;
+        let deadline = Instant::now() + SUCCESSOR_WAIT;
+        loop {
+            match Head::connect_to(&layout) {
+                Err(error)
+                    if error.is_connection_lost()
+                        && layout.keeper_socket().exists()
+                        && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(SUCCESSOR_POLL);
+                }
+                result => return result,
+            }
+        }
     }
 
     /// To the cluster with these directories.
@@ -100,14 +120,13 @@ impl Head {
 /// A command gives the head its descriptors and environment: only root's head or one of one's own
 /// may have them.
 fn check_owner(socket: OwnedFd, path: &Path) -> Result<OwnedFd, CommandError> {
-    let owner = rustix::net::sockopt::socket_peercred(&socket)?.uid;
-    if owner.is_root() || owner == rustix::process::geteuid() {
+    let owner = peer_uid(socket.as_fd())?;
+    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(socket);
     }
     Err(CommandError::new(format!(
-        "{} belongs to user {}, neither root nor you: nothing was sent there",
-        path.display(),
-        owner.as_raw()
+        "{} belongs to user {owner}, neither root nor you: nothing was sent there",
+        path.display()
     ))
     .hint("start a cluster of your own: `wiglaf up -n 4`"))
 }
@@ -128,6 +147,7 @@ fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
         Ok(()) => check_owner(socket, &path),
         Err(Errno::NOENT | Errno::CONNREFUSED) => {
             Err(CommandError::new(format!("no head is running (looked at {})", path.display()))
+                .lost()
                 .hint("start a cluster: `wiglaf up -n 4` for virtual nodes, or try `wiglaf demo`"))
         }
         Err(errno) => Err(CommandError::new(format!("{}: {errno}", path.display()))),

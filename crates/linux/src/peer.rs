@@ -46,6 +46,23 @@ pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
+/// The effective user of the process that listened at, or connected to, the other end.
+///
+/// Unlike the credentials as a whole this can be had from inside a PID namespace, in which the
+/// other process has no PID.
+pub fn peer_uid(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let address = (&raw mut credentials).expose_provenance();
+    // SAFETY: the kernel writes at most the structure that it is meant for.
+    unsafe { getsockopt(socket, libc::SO_PEERCRED, address, size_of::<libc::ucred>()) }?;
+    // SAFETY: as the kernel wrote it, which the compiler has not seen.
+    Ok(unsafe { std::ptr::read_volatile(&raw const credentials.uid) })
+}
+
 /// # Safety
 /// `address` has room for `bytes`.
 unsafe fn getsockopt(

@@ -23,7 +23,7 @@ use std::{env, fs, thread};
 use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
 use wiglaf_linux::process::{set_child_subreaper, wait_any_child};
 use wiglaf_node::rack::{NodePlace, Rack, RackConfig, RackError, VirtualNode, remove_leftovers};
-use wiglaf_node::root::TaskRoot;
+use wiglaf_node::root::{Files, TaskRoot};
 
 const NODES: [&str; 2] = ["n1", "n2"];
 const ECHO_PORT: u16 = 7000;

@@ -73,6 +73,10 @@ impl World {
 
     /// The head calls a task over, by telling its user or by ending its ghost.
     pub(crate) fn called_over(&mut self, task: TaskId) {
+        self.must_be_dead(task, "P4", "called over");
+    }
+
+    fn must_be_dead(&mut self, task: TaskId, invariant: &'static str, what: &str) {
         let Some(truth) = self.truths.get_mut(&task) else { return };
         truth.over = true;
         if truth.keeper_died {
@@ -81,10 +85,10 @@ impl World {
         let (leave, node) = (truth.leave, truth.node);
         let Some(process) = self.process(node, task) else { return };
         if process.is_main_alive() {
-            self.violated("P4", format!("task {task} is called over and lives on node {node}"));
+            self.violated(invariant, format!("task {task} is {what} and lives on node {node}"));
         } else if process.leftovers > 0 && !leave {
-            let text = format!("task {task} is called over and has left processes on node {node}");
-            self.violated("P4", text);
+            let text = format!("task {task} is {what} and has left processes on node {node}");
+            self.violated(invariant, text);
         }
     }
 
@@ -96,7 +100,7 @@ impl World {
             self.violated("P2", format!("task {task} was told to end by {before:?} and {end:?}"));
             return;
         }
-        self.called_over(task);
+        self.must_be_dead(task, "P1", "reaped on the head");
         let Some(truth) = self.truths.get(&task).cloned() else { return };
         if truth.own_end.as_ref().is_some_and(|own| ghost_end(own) == end) {
             self.summary.own_ends += 1;

@@ -1,8 +1,10 @@
 //! `wiglaf cp`
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::CommandResult;
+use crate::daemons::OWN_PROGRAM;
 use crate::error::CommandError;
 
 /// Copy files from and to a node's own directories
@@ -63,7 +65,8 @@ fn split(text: &str) -> (Option<&str>, &str) {
 fn stage(node: Option<&str>, words: &[&str]) -> Result<Command, CommandError> {
     let mut command = match node {
         Some(node) => {
-            let mut command = Command::new(std::env::current_exe()?);
+            let mut command = Command::new(OWN_PROGRAM);
+            command.arg0("wiglaf");
             command.args(["run", "-w", node, "--", words[0]]);
             command
         }

@@ -97,7 +97,8 @@ impl Reactor {
         let Some(task) = self.task_mut(id) else { return };
         // A command that is let go has its streams in the deputy's hands: it can't bring them
         // again, should the head die now.
-        task.awaits_deputy = !has_deputy && !task.deputy_gone && !(is_new && is_doomed);
+        let needs_deputy = !(task.deputy_gone || is_new && is_doomed);
+        task.awaits_deputy = needs_deputy && !has_deputy;
         if task.awaits_deputy {
             return;
         }
@@ -368,12 +369,13 @@ impl Reactor {
 
     fn ghost_gone(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
         let Some((_, task)) = self.task(id) else { return };
-        let node = task.node;
+        let (node, deputy) = (task.node, task.deputy);
         let status = match &task.phase {
             Phase::Finishing(status) => status.clone(),
             // The keeper says so only after `Finish`; should it ever not, the task must not live.
             _ => {
                 effects.push(Effect::ToNode(node, ToAgent::Kill { task: id }));
+                effects.push(Effect::ToDeputy(deputy, ToDeputy::Detach { task: id }));
                 Status::cluster_failed("its ghost is gone")
             }
         };
