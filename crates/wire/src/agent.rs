@@ -128,6 +128,8 @@ pub enum FromAgent {
         /// 0 or an errno.
         errno: i32,
     },
+    /// The last message: the agent ends, and none of its tasks lives any more.
+    Leaving,
 }
 
 /// Head → agent.

@@ -25,6 +25,10 @@ pub(crate) enum User {
 /// Nobody in particular; two of them.
 pub(crate) const ALICE: User = User::Id(54_321);
 pub(crate) const BOB: User = User::Id(54_322);
+/// Whose processes are all killed, so no other test may be run as this user.
+pub(crate) const DOOMED: User = User::Id(54_323);
+/// Has a cluster.
+pub(crate) const OWNER: User = User::Id(54_324);
 
 /// A running cluster.
 pub(crate) struct Cluster {

@@ -1,12 +1,12 @@
 //! Several users on one head, and callers that are refused (S3).
 
-use crate::cluster::{ALICE, BOB, Cluster, User, skip, text, wait_for};
+use crate::cluster::{ALICE, BOB, Cluster, DOOMED, OWNER, User, skip, text, wait_for};
 
 #[test]
 fn nobody_signals_or_hears_another() {
     let Some(cluster) = Cluster::start(1) else { return };
     let mut alices = cluster
-        .command_as(ALICE, &["run", "sleep", "3331"])
+        .command_as(DOOMED, &["run", "sleep", "3331"])
         .spawn()
         .unwrap();
     let pid = || {
@@ -29,10 +29,10 @@ fn nobody_signals_or_hears_another() {
         assert_ne!(output.status.code(), Some(0), "{forbidden:?}");
     }
     // A user's `kill -9 -1` reaches the ghosts, but not the deputy that serves them.
-    cluster.script_as(ALICE, "kill -9 -1");
+    cluster.script_as(DOOMED, "kill -9 -1");
     alices.wait().unwrap();
-    let output = crate::cluster::output_of(cluster.command_as(ALICE, &["run", "id", "-u"]));
-    assert_eq!(text(&output.stdout).trim(), "54321");
+    let output = crate::cluster::output_of(cluster.command_as(DOOMED, &["run", "id", "-u"]));
+    assert_eq!(text(&output.stdout).trim(), "54323");
     let root = cluster.ok(&["run", "id", "-u"]);
     assert_eq!(root.trim(), "0");
 }
@@ -92,27 +92,27 @@ fn an_ordinary_users_cluster_works_the_same() {
         return skip("this test becomes an ordinary user, which only root can");
     }
     let probe = crate::cluster::output_of({
-        let mut command = crate::cluster::as_user(ALICE, "unshare".as_ref());
+        let mut command = crate::cluster::as_user(OWNER, "unshare".as_ref());
         command.args(["-Urn", "true"]);
         command
     });
     if !probe.status.success() {
         return skip("ordinary users may not make user namespaces here");
     }
-    let cluster = Cluster::start_as(ALICE, 2);
+    let cluster = Cluster::start_as(OWNER, 2);
     let output = cluster.ok(&["run", "-a", "-l", "sh", "-c", "echo $(id -u) $(hostname)"]);
     let mut lines: Vec<_> = output.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, ["n1: 54321 n1", "n2: 54321 n2"]);
+    assert_eq!(lines, ["n1: 54324 n1", "n2: 54324 n2"]);
     let piped = cluster.script("wiglaf run -w n1 seq 10 | wiglaf run -w n2 wc -l");
     assert_eq!(text(&piped.stdout).trim(), "10");
     let written = cluster.script("cd $WIGLAF_DIR; wiglaf run sh -c 'echo x > made'; ls -ln made");
-    assert!(text(&written.stdout).contains(" 54321 54321 "), "{}", text(&written.stdout));
+    assert!(text(&written.stdout).contains(" 54324 54324 "), "{}", text(&written.stdout));
     let killed = cluster.script("wiglaf run sleep 100 & sleep 0.5; kill $!; wait $!; echo $?");
     assert_eq!(text(&killed.stdout), "143\n");
     let other = crate::cluster::output_of(cluster.command_as(BOB, &["run", "true"]));
     assert_ne!(other.status.code(), Some(0));
-    assert_eq!(cluster.owner, ALICE);
+    assert_eq!(cluster.owner, OWNER);
     assert_ne!(cluster.owner, User::Root);
     cluster.down();
 }

@@ -213,6 +213,11 @@ impl Reactor {
             FromAgent::Signalled { request, errno } => {
                 self.process_signalled(request, errno, effects);
             }
+            FromAgent::Leaving => {
+                effects.push(Effect::DropNode(id));
+                self.declare_dead(id, "left the cluster", effects);
+                self.answer_for_silent(now_ms, id, effects);
+            }
             // A second greeting is a broken peer.
             FromAgent::Join { .. } | FromAgent::Hello { .. } => {
                 effects.push(Effect::DropNode(id));

@@ -388,6 +388,16 @@ fn a_command_is_let_go_only_when_its_deputy_has_the_streams() {
 }
 
 #[test]
+fn a_node_that_says_goodbye_is_gone_at_once() {
+    let mut world = World::new();
+    world.running();
+    let effects = world.event(Event::FromNode(N1, FromAgent::Leaving));
+    assert!(effects.contains(&Effect::DropNode(N1)), "{effects:?}");
+    assert_eq!(finishes(&effects), [GhostEnd::Exit(125)]);
+    assert!(world.event(Event::NodeLost(N1)).is_empty());
+}
+
+#[test]
 fn what_is_over_before_it_is_launched_is_not_launched() {
     // Its time is up.
     let mut world = World::new();

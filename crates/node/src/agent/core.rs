@@ -314,8 +314,12 @@ impl Core {
         for task in late {
             self.drained(task, effects);
         }
-        // Whatever is still alive when the wait is over goes with its init.
         if self.leaving_until.is_some_and(|until| self.tasks.is_empty() || until <= now_ms) {
+            // Whatever is still alive when the wait is over goes with its init, but only the
+            // fence proves that to the head.
+            if !self.has_live_tasks() {
+                self.send(FromAgent::Leaving, effects);
+            }
             self.exit(None, effects);
         }
     }

@@ -302,8 +302,19 @@ fn an_agent_that_leaves_kills_its_work_tells_of_it_and_exits() {
     let effects = driver.event(Event::Drained { task: task(1) });
     assert!(matches!(ended(&effects), Some((_, Status::Failed { code: 125, .. }))));
     let effects = driver.message(ToAgent::Acknowledge { task: task(1) });
-    assert_eq!(effects, [Effect::Exit { reason: None }]);
+    let last = [Effect::Send(FromAgent::Leaving), Effect::Exit { reason: None }];
+    assert_eq!(effects, last);
     assert_eq!(driver.core.next_deadline(), None);
+}
+
+#[test]
+fn p4_an_agent_that_can_not_end_its_work_does_not_say_that_it_has_left() {
+    let mut driver = Driver::welcomed();
+    driver.start(1);
+    driver.message(ToAgent::Leave);
+    let effects = driver.pass(LEAVE_WAIT_MS);
+    assert!(effects.contains(&Effect::Exit { reason: None }));
+    assert!(!effects.contains(&Effect::Send(FromAgent::Leaving)), "{effects:?}");
 }
 
 #[test]
