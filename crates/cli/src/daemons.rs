@@ -29,9 +29,11 @@ const SHOWN_LOG_LINES: usize = 5;
 /// Starts one of our daemons with its log file.
 pub(crate) fn spawn(layout: &Layout, name: &str, args: &[&str]) -> Result<Child, CommandError> {
     let path = layout.log(name);
-    let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|error| {
-        CommandError::new(format!("{}: {error}", path.display()))
-    })?;
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(|error| CommandError::new(format!("{}: {error}", path.display())))?;
     // By this name it is found even if the file has been replaced by a newer version meanwhile.
     let child = Command::new(OWN_PROGRAM)
         .arg0("wiglaf")
@@ -72,7 +74,11 @@ pub(crate) fn failed(layout: &Layout, name: &str, how: &str) -> CommandError {
     let log = fs::read_to_string(&path).unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
     let tail = lines[lines.len().saturating_sub(SHOWN_LOG_LINES)..].join("\n        ");
-    let hint = if tail.is_empty() { format!("see {}", path.display()) } else { tail };
+    let hint = if tail.is_empty() {
+        format!("see {}", path.display())
+    } else {
+        tail
+    };
     CommandError::new(format!("the {name} {how}")).hint(hint)
 }
 
@@ -94,14 +100,19 @@ pub(crate) struct Known {
 
 impl Known {
     pub(crate) fn of(pid: i32) -> Option<Known> {
-        (pid > 0).then(|| start_time(pid).ok().map(|started| Known { pid, started })).flatten()
+        (pid > 0)
+            .then(|| start_time(pid).ok().map(|started| Known { pid, started }))
+            .flatten()
     }
 
     /// From the file that a daemon has written.
     pub(crate) fn read(path: &Path) -> Option<Known> {
         let text = fs::read_to_string(path).ok()?;
         let (pid, started) = text.trim().split_once(' ')?;
-        let known = Known { pid: pid.parse().ok()?, started: started.parse().ok()? };
+        let known = Known {
+            pid: pid.parse().ok()?,
+            started: started.parse().ok()?,
+        };
         known.lives().then_some(known)
     }
 
@@ -111,8 +122,11 @@ impl Known {
 }
 
 fn is_zombie(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('Z'))
+    })
 }
 
 /// Writes who this process is, for [`Known::read`].

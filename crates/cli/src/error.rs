@@ -21,7 +21,13 @@ impl CommandError {
 
     /// The cluster can't do it.
     pub(crate) fn new(message: impl Into<String>) -> CommandError {
-        CommandError { code: EXIT_CLUSTER_FAILED, message: message.into(), hint: None, connection_lost: false, refused: false }
+        CommandError {
+            code: EXIT_CLUSTER_FAILED,
+            message: message.into(),
+            hint: None,
+            connection_lost: false,
+            refused: false,
+        }
     }
 
     /// The head answers, but not to us.
@@ -50,9 +56,17 @@ impl CommandError {
     /// A reply that refuses, or one that makes no sense here.
     pub(crate) fn from_reply(reply: Reply) -> CommandError {
         match reply {
-            Reply::Refused { code, message, hint } => {
-                CommandError { code, message, hint, connection_lost: false, refused: true }
-            }
+            Reply::Refused {
+                code,
+                message,
+                hint,
+            } => CommandError {
+                code,
+                message,
+                hint,
+                connection_lost: false,
+                refused: true,
+            },
             other => CommandError::new(format!("the head gave an unexpected answer: {other:?}"))
                 .hint("head and command may be of different versions: `wiglaf down; wiglaf up`"),
         }

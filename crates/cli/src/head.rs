@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wiglaf_head::config::Layout;
-use wiglaf_linux::peer::peer_uid;
 use wiglaf_link::{Channel, LinkError};
+use wiglaf_linux::peer::peer_uid;
 use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::client::{Reply, Request};
 
@@ -46,10 +46,18 @@ impl Head {
 
     /// To the cluster with these directories.
     pub(crate) fn connect_to(layout: &Layout) -> Result<Head, CommandError> {
-        let mut head = Head { channel: Channel::new(dial(layout)?)?, is_greeted: false };
+        let mut head = Head {
+            channel: Channel::new(dial(layout)?)?,
+            is_greeted: false,
+        };
         // Sent with the first request: its answer is not waited for by itself.
         head.channel
-            .queue(&Request::Hello { version: PROTOCOL_VERSION }, Vec::new())
+            .queue(
+                &Request::Hello {
+                    version: PROTOCOL_VERSION,
+                },
+                Vec::new(),
+            )
             .map_err(|error| connection_lost(&error))?;
         Ok(head)
     }
@@ -75,8 +83,10 @@ impl Head {
         request: &Request,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), CommandError> {
-        let sent =
-            self.channel.queue(request, descriptors).and_then(|()| self.channel.wait_flushed());
+        let sent = self
+            .channel
+            .queue(request, descriptors)
+            .and_then(|()| self.channel.wait_flushed());
         match sent {
             // A head that refuses a caller says why before it hangs up: that is read next.
             Ok(()) | Err(LinkError::Closed) => Ok(()),
@@ -102,7 +112,9 @@ impl Head {
     }
 
     fn receive(&mut self) -> Result<Reply, CommandError> {
-        self.channel.wait_message().map_err(|error| connection_lost(&error))
+        self.channel
+            .wait_message()
+            .map_err(|error| connection_lost(&error))
     }
 
     /// A descriptor that came with the last reply.
@@ -134,8 +146,11 @@ fn check_owner(socket: OwnedFd, path: &Path) -> Result<OwnedFd, CommandError> {
 fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
     let path = layout.head_socket();
     let address = SocketAddrUnix::new(&path).map_err(|_| {
-        CommandError::new(format!("{} is too long for a socket's path", path.display()))
-            .hint("set WIGLAF_DIR to a shorter one (108 bytes is the kernel's limit)")
+        CommandError::new(format!(
+            "{} is too long for a socket's path",
+            path.display()
+        ))
+        .hint("set WIGLAF_DIR to a shorter one (108 bytes is the kernel's limit)")
     })?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,
@@ -145,11 +160,12 @@ fn dial(layout: &Layout) -> Result<OwnedFd, CommandError> {
     )?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) => check_owner(socket, &path),
-        Err(Errno::NOENT | Errno::CONNREFUSED) => {
-            Err(CommandError::new(format!("no head is running (looked at {})", path.display()))
-                .lost()
-                .hint("start a cluster: `wiglaf up -n 4` for virtual nodes, or try `wiglaf demo`"))
-        }
+        Err(Errno::NOENT | Errno::CONNREFUSED) => Err(CommandError::new(format!(
+            "no head is running (looked at {})",
+            path.display()
+        ))
+        .lost()
+        .hint("start a cluster: `wiglaf up -n 4` for virtual nodes, or try `wiglaf demo`")),
         Err(errno) => Err(CommandError::new(format!("{}: {errno}", path.display()))),
     }
 }

@@ -1,4 +1,5 @@
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stderr, reason = "a command's notes and errors go there")]
 //! The `wiglaf` command: one file per command, and nothing but their arguments and output. What
 //! they do is done by the head, the agents, the keeper and the deputies.
 
@@ -59,7 +60,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
-    let name = words.first().map(std::path::Path::new).and_then(std::path::Path::file_name);
+    let name = words
+        .first()
+        .map(std::path::Path::new)
+        .and_then(std::path::Path::file_name);
     if let Some(result) = name.and_then(|name| bproc::run(&name.to_string_lossy(), &words)) {
         return end(result);
     }

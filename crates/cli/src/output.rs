@@ -109,7 +109,9 @@ pub(crate) fn id_of(name: &str, file: &str) -> Option<u32> {
         let text = std::fs::read_to_string(file).ok()?;
         text.lines().find_map(|line| {
             let mut fields = line.split(':');
-            (fields.next()? == name).then(|| fields.nth(1)?.parse().ok()).flatten()
+            (fields.next()? == name)
+                .then(|| fields.nth(1)?.parse().ok())
+                .flatten()
         })
     })
 }
@@ -121,17 +123,21 @@ mod tests {
     #[test]
     fn tables_line_up() {
         let columns = [Column("NODE", Align::Left), Column("LOAD", Align::Right)];
-        let rows = [vec!["n1".to_owned(), "0.10".to_owned()], vec!["rack12".into(), "12.00".into()]];
-        assert_eq!(render(&columns, &rows), "NODE     LOAD\nn1       0.10\nrack12  12.00\n");
+        let rows = [
+            vec!["n1".to_owned(), "0.10".to_owned()],
+            vec!["rack12".into(), "12.00".into()],
+        ];
+        assert_eq!(
+            render(&columns, &rows),
+            "NODE     LOAD\nn1       0.10\nrack12  12.00\n"
+        );
     }
 
     #[test]
     fn sizes_are_short() {
-        assert_eq!(["512K", "2.0M", "15M", "1.5G"].map(String::from), [
-            size(512),
-            size(2048),
-            size(15 * 1024),
-            size(1536 * 1024)
-        ]);
+        assert_eq!(
+            ["512K", "2.0M", "15M", "1.5G"].map(String::from),
+            [size(512), size(2048), size(15 * 1024), size(1536 * 1024)]
+        );
     }
 }

@@ -81,8 +81,17 @@ pub fn identify(
             return Err(CallerError::Bound("under seccomp"));
         }
     }
-    let credential = Credential { uid: peer.uid.as_raw(), gid: peer.gid.as_raw(), groups };
-    Ok(Caller { client, pid: Pid(pid), start_time, credential })
+    let credential = Credential {
+        uid: peer.uid.as_raw(),
+        gid: peer.gid.as_raw(),
+        groups,
+    };
+    Ok(Caller {
+        client,
+        pid: Pid(pid),
+        start_time,
+        credential,
+    })
 }
 
 /// The start time of a process that is to be a ghost: the caller itself, or one of its children

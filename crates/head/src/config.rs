@@ -44,7 +44,10 @@ impl Layout {
     pub fn own() -> Result<Layout, LayoutError> {
         if let Some(dir) = std::env::var_os("WIGLAF_DIR") {
             let dir = PathBuf::from(dir);
-            return Ok(Layout { run: dir.join("run"), state: dir.join("state") });
+            return Ok(Layout {
+                run: dir.join("run"),
+                state: dir.join("state"),
+            });
         }
         let uid = rustix::process::geteuid().as_raw();
         if uid == 0 {
@@ -64,7 +67,10 @@ impl Layout {
 
     /// The machine's cluster.
     pub fn system() -> Layout {
-        Layout { run: "/run/wiglaf".into(), state: "/var/lib/wiglaf".into() }
+        Layout {
+            run: "/run/wiglaf".into(),
+            state: "/var/lib/wiglaf".into(),
+        }
     }
 
     /// The cluster that this user's commands talk to: the own one if it runs, else the machine's.
@@ -120,8 +126,15 @@ impl Layout {
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), LayoutError> {
-    let failed = |source| LayoutError::Make { path: path.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    let failed = |source| LayoutError::Make {
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(failed)?;
     let found = fs::symlink_metadata(path).map_err(failed)?;
     if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
         return Err(LayoutError::Foreign(path.to_owned()));
@@ -218,8 +231,15 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Config::default()),
-            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Config::default());
+            }
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
@@ -227,7 +247,10 @@ impl Config {
         })?;
         if config.lease_ms < MIN_LEASE_MS {
             let lease_ms = config.lease_ms;
-            return Err(ConfigError::Lease { path: path.to_owned(), lease_ms });
+            return Err(ConfigError::Lease {
+                path: path.to_owned(),
+                lease_ms,
+            });
         }
         Ok(config)
     }
@@ -239,7 +262,10 @@ mod tests {
 
     #[test]
     fn the_commented_file_is_all_defaults_and_its_comments_are_valid() {
-        assert_eq!(toml::from_str::<Config>(COMMENTED_CONFIG).unwrap(), Config::default());
+        assert_eq!(
+            toml::from_str::<Config>(COMMENTED_CONFIG).unwrap(),
+            Config::default()
+        );
         let uncommented: String = COMMENTED_CONFIG
             .lines()
             .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))

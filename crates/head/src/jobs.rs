@@ -47,7 +47,10 @@ pub enum Phase {
 impl Phase {
     /// Nothing of the task lives on its node any more, or ever did.
     pub fn is_over_on_node(&self) -> bool {
-        matches!(self, Phase::Telling(_) | Phase::Finishing(_) | Phase::Placed | Phase::Seizing)
+        matches!(
+            self,
+            Phase::Telling(_) | Phase::Finishing(_) | Phase::Placed | Phase::Seizing
+        )
     }
 }
 
@@ -148,7 +151,8 @@ impl Job {
         ];
         for (name, value) in facts {
             let prefix = format!("{name}=");
-            spec.env.retain(|entry| !entry.starts_with(prefix.as_bytes()));
+            spec.env
+                .retain(|entry| !entry.starts_with(prefix.as_bytes()));
             spec.env.push(format!("{prefix}{value}").into_bytes());
         }
         spec

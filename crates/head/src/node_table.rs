@@ -30,7 +30,9 @@ pub fn node_of_pid(pid: Pid) -> Option<NodeId> {
     if !(FIRST_NODE_PID..PID_LIMIT).contains(&pid.0) {
         return None;
     }
-    u32::try_from((pid.0 - FIRST_NODE_PID) / PIDS_PER_NODE).ok().map(NodeId)
+    u32::try_from((pid.0 - FIRST_NODE_PID) / PIDS_PER_NODE)
+        .ok()
+        .map(NodeId)
 }
 
 /// What an administrator wants of a node.
@@ -201,7 +203,10 @@ impl NodeTable {
             Some(node) => node.id,
             None => self.free_id(name).ok_or(TableFull)?,
         };
-        Ok(self.nodes.entry(id).or_insert_with(|| Node::new(id, name.to_owned())))
+        Ok(self
+            .nodes
+            .entry(id)
+            .or_insert_with(|| Node::new(id, name.to_owned())))
     }
 
     /// A node with this number and name, as the store remembers it.
@@ -216,9 +221,14 @@ impl NodeTable {
     }
 
     fn free_id(&self, name: &str) -> Option<NodeId> {
-        let wish = name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse().ok();
+        let wish = name
+            .trim_start_matches(|c: char| !c.is_ascii_digit())
+            .parse()
+            .ok();
         let is_free = |id: &NodeId| id.0 < MAX_NODES && !self.nodes.contains_key(id);
-        wish.map(NodeId).filter(is_free).or_else(|| (0..MAX_NODES).map(NodeId).find(is_free))
+        wish.map(NodeId)
+            .filter(is_free)
+            .or_else(|| (0..MAX_NODES).map(NodeId).find(is_free))
     }
 
     /// The node with this number.
@@ -248,7 +258,8 @@ impl NodeTable {
 
     /// A node's name, for messages.
     pub fn name(&self, id: NodeId) -> String {
-        self.get(id).map_or_else(|| format!("node {id}"), |node| node.name.clone())
+        self.get(id)
+            .map_or_else(|| format!("node {id}"), |node| node.name.clone())
     }
 }
 
@@ -263,7 +274,10 @@ mod tests {
         assert!(node.may_execute(10, 1, &[]));
         assert!(!node.may_execute(11, 20, &[]));
         node.mode = 0o010;
-        assert!(!node.may_execute(10, 20, &[]), "the owner's bit decides for the owner");
+        assert!(
+            !node.may_execute(10, 20, &[]),
+            "the owner's bit decides for the owner"
+        );
         assert!(node.may_execute(11, 1, &[20]));
         assert!(node.may_execute(0, 0, &[]));
     }

@@ -43,7 +43,11 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with the cluster's exit code.
     pub fn new(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
-        Refusal { code: EXIT_CLUSTER_FAILED, message: message.into(), hint: Some(hint.into()) }
+        Refusal {
+            code: EXIT_CLUSTER_FAILED,
+            message: message.into(),
+            hint: Some(hint.into()),
+        }
     }
 }
 
@@ -57,15 +61,25 @@ fn choose(
     asker: Asker<'_>,
     selection: &NodeSelection,
 ) -> Result<Placement, Refusal> {
-    let named = selection.nodes.as_deref().map(|text| resolve(nodes, text)).transpose()?;
-    let excluded = selection.exclude.as_deref().map(|text| resolve(nodes, text)).transpose()?;
-    let is_excluded =
-        |node: &&Node| !excluded.as_ref().is_some_and(|set| set.contains(&node.id));
+    let named = selection
+        .nodes
+        .as_deref()
+        .map(|text| resolve(nodes, text))
+        .transpose()?;
+    let excluded = selection
+        .exclude
+        .as_deref()
+        .map(|text| resolve(nodes, text))
+        .transpose()?;
+    let is_excluded = |node: &&Node| !excluded.as_ref().is_some_and(|set| set.contains(&node.id));
     let picks = named.is_some() || selection.all;
     let candidates: Vec<&Node> = match &named {
         Some(ids) => {
-            let wished: Vec<_> =
-                ids.iter().filter_map(|id| nodes.get(*id)).filter(is_excluded).collect();
+            let wished: Vec<_> = ids
+                .iter()
+                .filter_map(|id| nodes.get(*id))
+                .filter(is_excluded)
+                .collect();
             // Of nodes that were named, a missing one is an error; `-a` takes those that are up.
             if !selection.all
                 && let Some(refusal) = wished.iter().find_map(|node| unusable(node, asker))
@@ -76,8 +90,11 @@ fn choose(
         }
         None => nodes.iter().filter(is_excluded).collect(),
     };
-    let mut usable: Vec<_> =
-        candidates.iter().copied().filter(|node| unusable(node, asker).is_none()).collect();
+    let mut usable: Vec<_> = candidates
+        .iter()
+        .copied()
+        .filter(|node| unusable(node, asker).is_none())
+        .collect();
     if usable.is_empty() {
         return Err(nothing_usable(&candidates, asker));
     }
@@ -113,7 +130,11 @@ fn choose(
     };
     if picks || selection.node_count.is_some() {
         usable.truncate(spread);
-        return Ok(Placement::Placed((0..tasks).map(|task| usable[task % usable.len()].id).collect()));
+        return Ok(Placement::Placed(
+            (0..tasks)
+                .map(|task| usable[task % usable.len()].id)
+                .collect(),
+        ));
     }
     Ok(fill_slots(&usable, tasks))
 }
@@ -129,7 +150,10 @@ fn fill_slots(usable: &[&Node], tasks: usize) -> Placement {
             .enumerate()
             .filter(|(_, (node, taken))| **taken < node.slot_count())
             .min_by_key(|(_, (node, taken))| {
-                (u64::from(**taken) * 1000 / u64::from(node.slot_count()), node.id)
+                (
+                    u64::from(**taken) * 1000 / u64::from(node.slot_count()),
+                    node.id,
+                )
             })
             .map(|(index, _)| index);
         let Some(best) = best else {
@@ -156,15 +180,16 @@ fn free_rank(node: &Node) -> u64 {
 /// Takes out what somebody has for himself; says what to wait for when nothing is left.
 fn busy(usable: &mut Vec<&Node>, selection: &NodeSelection) -> Option<Placement> {
     let named = selection.nodes.is_some() && !selection.all;
-    let held = |node: &&Node| {
-        node.exclusive.is_some() || (selection.exclusive && !node.tasks.is_empty())
-    };
+    let held =
+        |node: &&Node| node.exclusive.is_some() || (selection.exclusive && !node.tasks.is_empty());
     let first_held = usable.iter().copied().find(|node| held(node))?;
     if named {
         return Some(Placement::Wait(format!("{} is taken", first_held.name)));
     }
     usable.retain(|node| !held(node));
-    usable.is_empty().then(|| Placement::Wait("all nodes are taken".into()))
+    usable
+        .is_empty()
+        .then(|| Placement::Wait("all nodes are taken".into()))
 }
 
 fn unusable(node: &Node, asker: Asker<'_>) -> Option<Refusal> {
@@ -188,7 +213,9 @@ fn unusable(node: &Node, asker: Asker<'_>) -> Option<Refusal> {
             if asker.uid != 0 || node.wanted == Wanted::Drain {
                 return Some(Refusal::new(
                     format!("{name} is in state {}", state.name()),
-                    format!("an administrator puts it back with `wiglaf node set {name} --state up`"),
+                    format!(
+                        "an administrator puts it back with `wiglaf node set {name} --state up`"
+                    ),
                 ));
             }
         }
@@ -197,7 +224,10 @@ fn unusable(node: &Node, asker: Asker<'_>) -> Option<Refusal> {
         return None;
     }
     Some(Refusal::new(
-        format!("you may not run anything on {name} (mode {:03o})", node.mode),
+        format!(
+            "you may not run anything on {name} (mode {:03o})",
+            node.mode
+        ),
         format!("an administrator can change that with `wiglaf node set {name} --mode 111`"),
     ))
 }
@@ -211,10 +241,15 @@ fn nothing_usable(candidates: &[&Node], asker: Asker<'_>) -> Refusal {
         [only] => unusable(only, asker)
             .unwrap_or_else(|| Refusal::new(format!("{} can't be used", only.name), "try again")),
         many => {
-            let connected =
-                many.iter().filter(|node| node.presence == Presence::Connected).count();
+            let connected = many
+                .iter()
+                .filter(|node| node.presence == Presence::Connected)
+                .count();
             Refusal::new(
-                format!("none of {} nodes can be used ({connected} are connected)", many.len()),
+                format!(
+                    "none of {} nodes can be used ({connected} are connected)",
+                    many.len()
+                ),
                 "`wiglaf nodes` shows their states and permissions",
             )
         }
@@ -240,15 +275,22 @@ pub fn resolve(nodes: &NodeTable, text: &str) -> Result<Vec<NodeId>, Refusal> {
     };
     let set = NodeSet::parse(text, &group)
         .map_err(|error| Refusal::new(error.to_string(), "for example: n1,n3 or n[1-4]!n2"))?;
-    let unknown: Vec<_> =
-        set.iter().filter(|name| nodes.by_name(name).is_none()).map(String::from).collect();
+    let unknown: Vec<_> = set
+        .iter()
+        .filter(|name| nodes.by_name(name).is_none())
+        .map(String::from)
+        .collect();
     if let [first, ..] = unknown.as_slice() {
         return Err(Refusal::new(
             format!("there is no node {first}"),
             "`wiglaf nodes` shows the cluster's nodes",
         ));
     }
-    let ids: Vec<_> = set.iter().filter_map(|name| nodes.by_name(name)).map(|n| n.id).collect();
+    let ids: Vec<_> = set
+        .iter()
+        .filter_map(|name| nodes.by_name(name))
+        .map(|n| n.id)
+        .collect();
     if ids.is_empty() {
         return Err(Refusal::new(
             format!("the node set `{text}` names no node"),
@@ -263,7 +305,11 @@ mod tests {
     use super::*;
     use wiglaf_wire::id::{JobId, TaskId};
 
-    const USER: Asker<'_> = Asker { uid: 1000, gid: 1000, groups: &[] };
+    const USER: Asker<'_> = Asker {
+        uid: 1000,
+        gid: 1000,
+        groups: &[],
+    };
 
     fn table(count: u32) -> NodeTable {
         let mut table = NodeTable::default();
@@ -289,14 +335,20 @@ mod tests {
 
     fn occupy(table: &mut NodeTable, id: u32, tasks: u32) {
         let node = table.get_mut(NodeId(id)).unwrap();
-        node.tasks.extend((0..tasks).map(|index| TaskId { job: JobId(u64::from(id)), index }));
+        node.tasks.extend((0..tasks).map(|index| TaskId {
+            job: JobId(u64::from(id)),
+            index,
+        }));
     }
 
     #[test]
     fn without_a_wish_the_emptiest_node_is_taken() {
         let mut nodes = table(3);
         occupy(&mut nodes, 1, 1);
-        assert_eq!(place(&nodes, USER, &selection(None)), Placement::Placed(vec![NodeId(2)]));
+        assert_eq!(
+            place(&nodes, USER, &selection(None)),
+            Placement::Placed(vec![NodeId(2)])
+        );
     }
 
     #[test]
@@ -304,15 +356,24 @@ mod tests {
         let mut nodes = table(2);
         occupy(&mut nodes, 1, 2);
         occupy(&mut nodes, 2, 2);
-        assert!(matches!(place(&nodes, USER, &selection(None)), Placement::Wait(_)));
-        assert_eq!(place(&nodes, USER, &selection(Some("n1"))), Placement::Placed(vec![NodeId(1)]));
+        assert!(matches!(
+            place(&nodes, USER, &selection(None)),
+            Placement::Wait(_)
+        ));
+        assert_eq!(
+            place(&nodes, USER, &selection(Some("n1"))),
+            Placement::Placed(vec![NodeId(1)])
+        );
     }
 
     #[test]
     fn more_tasks_than_slots_are_refused_rather_than_waited_for() {
         let mut wish = selection(None);
         wish.task_count = Some(5);
-        assert!(matches!(place(&table(2), USER, &wish), Placement::Refused(_)));
+        assert!(matches!(
+            place(&table(2), USER, &wish),
+            Placement::Refused(_)
+        ));
         wish.task_count = Some(4);
         let ids = [1, 2, 1, 2].map(NodeId).to_vec();
         assert_eq!(place(&table(2), USER, &wish), Placement::Placed(ids));
@@ -332,16 +393,26 @@ mod tests {
         let mut nodes = table(2);
         nodes.get_mut(NodeId(1)).unwrap().presence = Presence::Absent;
         let mut wish = selection(Some("n[1-2]"));
-        let Placement::Refused(refusal) = place(&nodes, USER, &wish) else { panic!("placed") };
-        assert_eq!((refusal.code, refusal.message.as_str()), (125, "n1 is down"));
+        let Placement::Refused(refusal) = place(&nodes, USER, &wish) else {
+            panic!("placed")
+        };
+        assert_eq!(
+            (refusal.code, refusal.message.as_str()),
+            (125, "n1 is down")
+        );
         wish.all = true;
-        assert_eq!(place(&nodes, USER, &wish), Placement::Placed(vec![NodeId(2)]));
+        assert_eq!(
+            place(&nodes, USER, &wish),
+            Placement::Placed(vec![NodeId(2)])
+        );
     }
 
     #[test]
     fn unknown_nodes_are_named() {
         let wish = selection(Some("n1,n9"));
-        let Placement::Refused(refusal) = place(&table(2), USER, &wish) else { panic!("placed") };
+        let Placement::Refused(refusal) = place(&table(2), USER, &wish) else {
+            panic!("placed")
+        };
         assert_eq!(refusal.message, "there is no node n9");
     }
 
@@ -354,6 +425,9 @@ mod tests {
         assert!(matches!(place(&nodes, USER, &wish), Placement::Wait(_)));
         let mut nodes = table(1);
         nodes.get_mut(NodeId(1)).unwrap().exclusive = Some(JobId(1));
-        assert!(matches!(place(&nodes, USER, &selection(Some("n1"))), Placement::Wait(_)));
+        assert!(matches!(
+            place(&nodes, USER, &selection(Some("n1"))),
+            Placement::Wait(_)
+        ));
     }
 }

@@ -163,10 +163,14 @@ impl Store {
     /// SQLite's.
     pub fn jobs(&self) -> Result<Vec<JobInfo>, StoreError> {
         let mut query = self.db.prepare("SELECT info FROM job ORDER BY id")?;
-        let blobs: Vec<Vec<u8>> =
-            query.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let blobs: Vec<Vec<u8>> = query
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
         // A job that another version wrote is not worth failing for.
-        Ok(blobs.iter().filter_map(|blob| postcard::from_bytes(blob).ok()).collect())
+        Ok(blobs
+            .iter()
+            .filter_map(|blob| postcard::from_bytes(blob).ok())
+            .collect())
     }
 
     /// Keeps a job. Returns the jobs whose log files may go, being too old.
@@ -176,13 +180,17 @@ impl Store {
     pub fn put_job(&self, job: &JobInfo) -> Result<Vec<JobId>, StoreError> {
         let id = i64::try_from(job.job.0).unwrap_or(i64::MAX);
         let blob = postcard::to_stdvec(job)?;
-        self.db.execute("INSERT OR REPLACE INTO job VALUES (?1, ?2)", params![id, blob])?;
+        self.db.execute(
+            "INSERT OR REPLACE INTO job VALUES (?1, ?2)",
+            params![id, blob],
+        )?;
         let mut query = self.db.prepare(
             "DELETE FROM job WHERE id NOT IN (SELECT id FROM job ORDER BY id DESC LIMIT ?1)
              RETURNING id",
         )?;
-        let old: Vec<i64> =
-            query.query_map(params![KEPT_JOBS], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let old: Vec<i64> = query
+            .query_map(params![KEPT_JOBS], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
         Ok(old.into_iter().map(|id| JobId(id.unsigned_abs())).collect())
     }
 
@@ -203,10 +211,15 @@ impl Store {
     /// # Errors
     /// SQLite's.
     pub fn has_token(&self, hash: &[u8; 32], now_s: i64) -> Result<bool, StoreError> {
-        self.db.execute("DELETE FROM token WHERE until_s < ?1", params![now_s])?;
+        self.db
+            .execute("DELETE FROM token WHERE until_s < ?1", params![now_s])?;
         let found = self
             .db
-            .query_row("SELECT 1 FROM token WHERE hash = ?1", params![hash.as_slice()], |_| Ok(()))
+            .query_row(
+                "SELECT 1 FROM token WHERE hash = ?1",
+                params![hash.as_slice()],
+                |_| Ok(()),
+            )
             .optional()?;
         Ok(found.is_some())
     }
@@ -236,8 +249,11 @@ mod tests {
 
     fn store() -> Store {
         let store = Store::open(Path::new(":memory:")).unwrap();
-        let secrets =
-            ClusterSecrets { cluster: "c".into(), certificate: vec![1], key: vec![2] };
+        let secrets = ClusterSecrets {
+            cluster: "c".into(),
+            certificate: vec![1],
+            key: vec![2],
+        };
         store.initialise(&secrets).unwrap();
         store
     }
@@ -273,7 +289,11 @@ mod tests {
     #[test]
     fn there_is_one_cluster() {
         let store = store();
-        let again = ClusterSecrets { cluster: "d".into(), certificate: vec![], key: vec![] };
+        let again = ClusterSecrets {
+            cluster: "d".into(),
+            certificate: vec![],
+            key: vec![],
+        };
         assert!(store.initialise(&again).is_err());
         assert_eq!(store.secrets().unwrap().unwrap().cluster, "c");
     }

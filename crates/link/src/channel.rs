@@ -92,9 +92,14 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
         }
         let fresh = !descriptors.is_empty() || self.outbox.back().is_none_or(|last| last.sent > 0);
         if fresh {
-            self.outbox.push_back(Segment { descriptors, ..Segment::default() });
+            self.outbox.push_back(Segment {
+                descriptors,
+                ..Segment::default()
+            });
         }
-        let Some(segment) = self.outbox.back_mut() else { return Ok(()) };
+        let Some(segment) = self.outbox.back_mut() else {
+            return Ok(());
+        };
         let before = segment.bytes.len();
         frame::put_message(&mut segment.bytes, message)?;
         self.queued += segment.bytes.len() - before;
@@ -217,8 +222,11 @@ impl<In: DeserializeOwned, Out: Serialize> Channel<In, Out> {
     fn wait_ready(&self) -> Result<(), LinkError> {
         use rustix::event::{PollFd, PollFlags, poll};
         // Room to write is waited for only while something is queued: else this would spin.
-        let flags =
-            if self.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let flags = if self.wants_write() {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
         match poll(&mut [PollFd::new(&self.socket, flags)], None) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -245,7 +253,12 @@ fn send_segment(socket: BorrowedFd<'_>, segment: &Segment) -> Result<usize, Errn
     if !borrowed.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&borrowed));
     }
-    rustix::net::sendmsg(socket, &bytes, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+    rustix::net::sendmsg(
+        socket,
+        &bytes,
+        &mut control,
+        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    )
 }
 
 #[cfg(test)]
@@ -254,9 +267,13 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn pair() -> (Channel<String, String>, Channel<String, String>) {
-        let (a, b) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .unwrap();
+        let (a, b) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         (Channel::new(a).unwrap(), Channel::new(b).unwrap())
     }
 
@@ -273,7 +290,10 @@ mod tests {
         let mut byte = [0];
         rustix::io::read(&read, &mut byte).unwrap();
         assert_eq!(&byte, b"x");
-        assert!(matches!(b.descriptors().take(), Err(LinkError::Descriptors)));
+        assert!(matches!(
+            b.descriptors().take(),
+            Err(LinkError::Descriptors)
+        ));
     }
 
     #[test]

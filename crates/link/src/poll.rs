@@ -29,7 +29,11 @@ pub enum Interest {
 impl Interest {
     /// Reading, and writing while something is queued.
     pub fn read_and(write: bool) -> Interest {
-        if write { Interest::Both } else { Interest::Read }
+        if write {
+            Interest::Both
+        } else {
+            Interest::Read
+        }
     }
 
     /// From two wishes.
@@ -77,7 +81,9 @@ impl Poll {
     /// # Errors
     /// Out of descriptors or memory.
     pub fn new() -> Result<Poll, Errno> {
-        Ok(Poll { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+        Ok(Poll {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+        })
     }
 
     /// Adds a descriptor.
@@ -85,7 +91,12 @@ impl Poll {
     /// # Errors
     /// `EPERM` for a regular file (always ready; not to be waited for), `EEXIST`, `ENOSPC`.
     pub fn add(&self, fd: impl AsFd, token: Token, interest: Interest) -> Result<(), Errno> {
-        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), interest.flags())
+        epoll::add(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.0),
+            interest.flags(),
+        )
     }
 
     /// Changes what is waited for.
@@ -93,7 +104,12 @@ impl Poll {
     /// # Errors
     /// `ENOENT`: it is not in the set.
     pub fn modify(&self, fd: impl AsFd, token: Token, interest: Interest) -> Result<(), Errno> {
-        epoll::modify(&self.epoll, fd, EventData::new_u64(token.0), interest.flags())
+        epoll::modify(
+            &self.epoll,
+            fd,
+            EventData::new_u64(token.0),
+            interest.flags(),
+        )
     }
 
     /// Takes a descriptor out. Needed when another process holds the same description.

@@ -12,9 +12,7 @@ use rcgen::{
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
-use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use wiglaf_wire::id::{DeputyId, NodeId};
@@ -77,7 +75,9 @@ impl Role {
         if let Some(id) = number('n', NODE_SUFFIX) {
             return Some(Role::Node(NodeId(id.parse().ok()?)));
         }
-        Some(Role::Deputy(DeputyId(number('d', DEPUTY_SUFFIX)?.parse().ok()?)))
+        Some(Role::Deputy(DeputyId(
+            number('d', DEPUTY_SUFFIX)?.parse().ok()?,
+        )))
     }
 
     /// The role in a certificate that TLS has already verified.
@@ -115,7 +115,10 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = named(&format!("wiglaf cluster {cluster}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
         let certificate = params.self_signed(&key)?.der().clone();
         Authority::load(certificate.to_vec(), key.serialize_der())
     }
@@ -134,8 +137,15 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name = named(&name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        Ok(Authority { certificate, issuer: Issuer::new(params, pair), key_der: key })
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        Ok(Authority {
+            certificate,
+            issuer: Issuer::new(params, pair),
+            key_der: key,
+        })
     }
 
     /// Its certificate, DER.
@@ -159,7 +169,10 @@ impl Authority {
     /// No randomness.
     pub fn issue(&self, role: Role) -> Result<NodeIdentity, TrustError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let certificate = member_params(role)?.signed_by(&key, &self.issuer)?.der().clone();
+        let certificate = member_params(role)?
+            .signed_by(&key, &self.issuer)?
+            .der()
+            .clone();
         Ok(NodeIdentity {
             certificate,
             key: key.serialize_der(),
@@ -176,7 +189,10 @@ impl Authority {
             return Err(TrustError::BadKey(point.len()));
         }
         let key = PeerKey(point.to_vec());
-        Ok(member_params(role)?.signed_by(&key, &self.issuer)?.der().clone())
+        Ok(member_params(role)?
+            .signed_by(&key, &self.issuer)?
+            .der()
+            .clone())
     }
 }
 
@@ -203,8 +219,10 @@ fn member_params(role: Role) -> Result<CertificateParams, TrustError> {
     let mut params = CertificateParams::new(vec![name.clone()])?;
     params.distinguished_name = named(&name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     Ok(params)
 }
 
@@ -213,7 +231,10 @@ fn member_params(role: Role) -> Result<CertificateParams, TrustError> {
 fn common_name(certificate: &[u8]) -> Option<String> {
     const COMMON_NAME_OID: [u8; 5] = [0x06, 0x03, 0x55, 0x04, 0x03];
     const UTF8_STRING: u8 = 0x0c;
-    let at = certificate.windows(5).position(|window| window == COMMON_NAME_OID)? + 5;
+    let at = certificate
+        .windows(5)
+        .position(|window| window == COMMON_NAME_OID)?
+        + 5;
     let (&tag, rest) = certificate.get(at..)?.split_first()?;
     let (&length, rest) = rest.split_first()?;
     if tag != UTF8_STRING || length >= 0x80 {
@@ -261,7 +282,9 @@ impl AgentIdentity {
     /// # Errors
     /// No randomness.
     pub fn create() -> Result<AgentIdentity, TrustError> {
-        Ok(AgentIdentity { key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)? })
+        Ok(AgentIdentity {
+            key: KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?,
+        })
     }
 
     /// What [`Authority::certify`] takes.
@@ -282,9 +305,9 @@ impl AgentIdentity {
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = ring::default_provider();
     // AES-128 first: both ends are ours, and stdio is bulk data.
-    provider.cipher_suites.sort_by_key(|suite| {
-        suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256
-    });
+    provider
+        .cipher_suites
+        .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
     Arc::new(provider)
 }
 
@@ -303,14 +326,14 @@ pub fn server_config(
     identity: &NodeIdentity,
     allow_unauthenticated: bool,
 ) -> Result<Arc<ServerConfig>, TrustError> {
-    let mut verifier = WebPkiClientVerifier::builder_with_provider(
-        roots(&identity.authority)?,
-        provider(),
-    );
+    let mut verifier =
+        WebPkiClientVerifier::builder_with_provider(roots(&identity.authority)?, provider());
     if allow_unauthenticated {
         verifier = verifier.allow_unauthenticated();
     }
-    let verifier = verifier.build().map_err(|error| TrustError::Authority(error.to_string()))?;
+    let verifier = verifier
+        .build()
+        .map_err(|error| TrustError::Authority(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -454,7 +477,11 @@ impl JoinToken {
 
     /// The text that a person carries to the machine. A secret.
     pub fn reveal(&self) -> String {
-        format!("{TOKEN_PREFIX}-{}-{}", hex(&self.authority), hex(&self.secret))
+        format!(
+            "{TOKEN_PREFIX}-{}-{}",
+            hex(&self.authority),
+            hex(&self.secret)
+        )
     }
 }
 
@@ -468,7 +495,11 @@ impl FromStr for JoinToken {
         }
         let authority = parts.next().and_then(unhex).ok_or(TokenError)?;
         let secret = parts.next().and_then(unhex).ok_or(TokenError)?;
-        if parts.next().is_some() { Err(TokenError) } else { Ok(JoinToken { authority, secret }) }
+        if parts.next().is_some() {
+            Err(TokenError)
+        } else {
+            Ok(JoinToken { authority, secret })
+        }
     }
 }
 
@@ -545,7 +576,9 @@ mod tests {
         assert!(server.peer_certificates().is_none());
 
         let agent = AgentIdentity::create().unwrap();
-        let certificate = ca.certify(Role::Node(NodeId(7)), &agent.public_point()).unwrap();
+        let certificate = ca
+            .certify(Role::Node(NodeId(7)), &agent.public_point())
+            .unwrap();
         let identity = agent.certified(certificate.to_vec(), ca.certificate().to_vec());
         let (a, b) = tcp_pair();
         let config = client_config(&identity).unwrap();
@@ -572,8 +605,12 @@ mod tests {
         let mut stranger = theirs.issue(Role::Node(NodeId(1))).unwrap();
         stranger.authority = ours.certificate().clone();
         let (a, b) = tcp_pair();
-        let mut client =
-            End::client(a, client_config(&stranger).unwrap(), server_name(Role::Head)).unwrap();
+        let mut client = End::client(
+            a,
+            client_config(&stranger).unwrap(),
+            server_name(Role::Head),
+        )
+        .unwrap();
         let mut server = End::server(b, head).unwrap();
         assert!(exchange(&mut client, &mut server).is_err());
     }

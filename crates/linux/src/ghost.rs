@@ -111,7 +111,9 @@ pub fn spawn_ghost(request: &GhostRequest<'_>) -> Result<Spawned, Errno> {
     let mut context = Context {
         prepared: Prepared::new(request)?,
         group: request.group,
-        parent: request.dies_with_parent.then(|| rustix::process::getpid().as_raw_nonzero().get()),
+        parent: request
+            .dies_with_parent
+            .then(|| rustix::process::getpid().as_raw_nonzero().get()),
         failure: None,
     };
     let context = &raw mut context;

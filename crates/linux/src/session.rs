@@ -90,7 +90,9 @@ pub fn spawn(
     kept.sort_unstable();
     let plan = Plan {
         request,
-        terminal: *stdio.get(terminal).ok_or(SpawnError::Clone { errno: Errno::INVAL })?,
+        terminal: *stdio.get(terminal).ok_or(SpawnError::Clone {
+            errno: Errno::INVAL,
+        })?,
         home: home.as_raw_fd(),
         writer: writer.as_raw_fd(),
         kept,
@@ -110,7 +112,11 @@ pub fn spawn(
         return Err(error);
     }
     rustix::io::ioctl_fionbio(&reports, true).map_err(failed)?;
-    Ok(Leader { pid, pidfd, reports })
+    Ok(Leader {
+        pid,
+        pidfd,
+        reports,
+    })
 }
 
 fn fork(plan: &Plan<'_, '_>, context: &mut Context<'_, '_>) -> Result<(i32, OwnedFd), Errno> {
@@ -121,7 +127,10 @@ fn fork(plan: &Plan<'_, '_>, context: &mut Context<'_, '_>) -> Result<(i32, Owne
         exit_signal: libc::SIGCHLD.cast_unsigned().into(),
         ..CloneArgs::default()
     };
-    let clone = [(&raw const args).expose_provenance(), size_of::<CloneArgs>()];
+    let clone = [
+        (&raw const args).expose_provenance(),
+        size_of::<CloneArgs>(),
+    ];
     // The leader keeps this mask.
     let _blocked = vfork::Blocked::all();
     // SAFETY: without CLONE_VM and with no stack named, this is a fork: the child goes on with
@@ -189,9 +198,8 @@ fn start(plan: &Plan<'_, '_>, context: &mut Context<'_, '_>) -> Result<i32, Reco
     let context: *mut Context<'_, '_> = context;
     // SAFETY: the stack is that of the thread that forked, signals are blocked, `child` makes
     // raw system calls only and the context outlives the call.
-    let (pid, pidfd) =
-        unsafe { vfork::run_on(plan.stack, &options, spawn::child, context.cast()) }
-            .map_err(Record::not_cloned)?;
+    let (pid, pidfd) = unsafe { vfork::run_on(plan.stack, &options, spawn::child, context.cast()) }
+        .map_err(Record::not_cloned)?;
     // SAFETY: the child no longer shares our memory; the descriptor is closed once.
     match unsafe {
         raw(libc::SYS_close, [int(pidfd)]);
@@ -226,7 +234,10 @@ unsafe fn keep_only(kept: &[i32]) {
 
 /// Reports what happens to the process, and ends with it.
 fn watch(pid: i32) -> ! {
-    let awaited = SignalSet::EMPTY.with(libc::SIGCHLD).with(libc::SIGHUP).bits();
+    let awaited = SignalSet::EMPTY
+        .with(libc::SIGCHLD)
+        .with(libc::SIGHUP)
+        .bits();
     let options = libc::__WALL | libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
     loop {
         loop {
@@ -241,7 +252,12 @@ fn watch(pid: i32) -> ! {
                 Err(_) => spawn::exit(LEADER_LOST),
             }
         }
-        let args = [(&raw const awaited).expose_provenance(), 0, 0, size_of::<u64>()];
+        let args = [
+            (&raw const awaited).expose_provenance(),
+            0,
+            0,
+            size_of::<u64>(),
+        ];
         // SAFETY: the kernel reads one set of eight bytes.
         let signal = unsafe { raw(libc::SYS_rt_sigtimedwait, args) };
         if signal == libc::SIGHUP as isize {
@@ -278,16 +294,28 @@ impl Record {
     const SIGNALED: u32 = 7;
 
     fn started() -> Record {
-        Record { kind: Record::STARTED, ..Record::default() }
+        Record {
+            kind: Record::STARTED,
+            ..Record::default()
+        }
     }
 
     fn not_cloned(errno: Errno) -> Record {
-        Record { kind: Record::NOT_CLONED, number: errno.raw_os_error(), ..Record::default() }
+        Record {
+            kind: Record::NOT_CLONED,
+            number: errno.raw_os_error(),
+            ..Record::default()
+        }
     }
 
     fn failed(stage: Stage, errno: Errno) -> Record {
         let kind = Record::FAILED;
-        Record { kind, detail: stage as i32, number: errno.raw_os_error(), ..Record::default() }
+        Record {
+            kind,
+            detail: stage as i32,
+            number: errno.raw_os_error(),
+            ..Record::default()
+        }
     }
 
     fn of(change: &ChildChange) -> Record {
@@ -328,7 +356,10 @@ impl Record {
                 let errno = errno();
                 let stage = usize::try_from(self.detail).ok();
                 let stage = stage.and_then(|number| Stage::ALL.get(number)).copied();
-                Err(stage.map_or(SpawnError::Leader, |stage| SpawnError::Child { stage, errno }))
+                Err(stage.map_or(SpawnError::Leader, |stage| SpawnError::Child {
+                    stage,
+                    errno,
+                }))
             }
         }
     }
@@ -344,8 +375,20 @@ impl Record {
             }
             _ => return None,
         };
-        let [user_us, system_us, max_rss_kb, minor_faults, major_faults, rest @ ..] = self.usage;
-        let [blocks_in, blocks_out, voluntary_switches, involuntary_switches] = rest;
+        let [
+            user_us,
+            system_us,
+            max_rss_kb,
+            minor_faults,
+            major_faults,
+            rest @ ..,
+        ] = self.usage;
+        let [
+            blocks_in,
+            blocks_out,
+            voluntary_switches,
+            involuntary_switches,
+        ] = rest;
         let usage = Usage {
             user_us,
             system_us,
@@ -357,7 +400,11 @@ impl Record {
             voluntary_switches,
             involuntary_switches,
         };
-        Some(ChildChange { pid: self.number, state, usage })
+        Some(ChildChange {
+            pid: self.number,
+            state,
+            usage,
+        })
     }
 
     /// Only in the leader, to which the descriptor belongs.

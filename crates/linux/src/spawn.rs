@@ -332,7 +332,12 @@ impl<'r, 'a> Context<'r, 'a> {
     pub(crate) fn new(request: &'r SpawnRequest<'a>, membership: Membership) -> Self {
         let candidates = candidates(request.program, request.env);
         let image = Image::new(candidates, request.argv, request.env);
-        Context { request, membership, image, failure: None }
+        Context {
+            request,
+            membership,
+            image,
+            failure: None,
+        }
     }
 }
 
@@ -378,10 +383,7 @@ pub(crate) unsafe fn step<const N: usize>(
     }
 }
 
-fn prepare(
-    request: &SpawnRequest<'_>,
-    membership: Membership,
-) -> Result<(), (Stage, Errno)> {
+fn prepare(request: &SpawnRequest<'_>, membership: Membership) -> Result<(), (Stage, Errno)> {
     // SAFETY: every pointer below belongs to the request, which outlives this child; lengths
     // are those of the slices. No call writes to memory.
     unsafe {

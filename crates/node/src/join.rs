@@ -68,9 +68,10 @@ pub(crate) fn join(
     };
     tls.queue(&request).map_err(failed)?;
     match wait_answer(&mut tls).map_err(failed)? {
-        Some(ToAgent::Certificate { certificate, authority }) => {
-            Ok(identity.certified(certificate, authority))
-        }
+        Some(ToAgent::Certificate {
+            certificate,
+            authority,
+        }) => Ok(identity.certified(certificate, authority)),
         Some(ToAgent::Refused { reason }) => Err(JoinError::Refused { head, reason }),
         Some(_) => Err(failed(LinkError::Closed)),
         None => Err(JoinError::Silent(head)),
@@ -86,7 +87,11 @@ fn wait_answer(tls: &mut HeadTls) -> Result<Option<ToAgent>, LinkError> {
             return Ok(None);
         }
         let wait = Timespec::try_from(left).ok();
-        let flags = if tls.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let flags = if tls.wants_write() {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
         match poll(&mut [PollFd::new(tls, flags)], wait.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

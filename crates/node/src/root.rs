@@ -143,9 +143,9 @@ fn prepare(source: &Path, stage: &Path, around: &Around<'_>) -> Result<TaskRoot,
     keep_mounts_to_ourselves()?;
     // Now: the stage is going to cover what may lie below it. One that is not there needs no hiding.
     let hidden: Vec<PathBuf> = match around {
-        Around::Disk { hidden } => {
-            (hidden.iter()).filter_map(|directory| directory.canonicalize().ok()).collect()
-        }
+        Around::Disk { hidden } => (hidden.iter())
+            .filter_map(|directory| directory.canonicalize().ok())
+            .collect(),
         Around::Mount => Vec::new(),
     };
     mount_bind_recursive(source, stage).map_err(step("bind", source))?;

@@ -67,8 +67,14 @@ impl World {
 
     pub(crate) fn ask_signal(&mut self, signal: u8) {
         let pids: Vec<_> = self.keeper.ghosts.values().map(|ghost| ghost.pid).collect();
-        let Some(pid) = self.rng.pick(&pids) else { return };
-        for truth in self.truths.values_mut().filter(|t| t.told.is_none() && t.pid == pid) {
+        let Some(pid) = self.rng.pick(&pids) else {
+            return;
+        };
+        for truth in self
+            .truths
+            .values_mut()
+            .filter(|t| t.told.is_none() && t.pid == pid)
+        {
             truth.interfered = true;
         }
         self.start(Kind::Ask, Request::Signal { pid, signal });
@@ -79,9 +85,19 @@ impl World {
     }
 
     fn start(&mut self, kind: Kind, request: Request) {
-        let Some((pid, start_time)) = self.fork() else { return };
-        let uid = if kind == Kind::Ask { 0 } else { 1_000 + u32::from(self.rng.chance(30)) };
-        let credential = Credential { uid, gid: uid, groups: vec![] };
+        let Some((pid, start_time)) = self.fork() else {
+            return;
+        };
+        let uid = if kind == Kind::Ask {
+            0
+        } else {
+            1_000 + u32::from(self.rng.chance(30))
+        };
+        let credential = Credential {
+            uid,
+            gid: uid,
+            groups: vec![],
+        };
         self.commands.push(Command {
             kind,
             pid,
@@ -116,13 +132,19 @@ impl World {
     fn run_request(&mut self, kind: Kind) -> RunRequest {
         let rough = !self.setup.profile.is_gentle();
         let count = u64::try_from(self.nodes.len()).unwrap_or(1);
-        let nodes = self.rng.chance(30).then(|| format!("n{}", self.rng.between(1, count)));
+        let nodes = self
+            .rng
+            .chance(30)
+            .then(|| format!("n{}", self.rng.between(1, count)));
         let several = kind == Kind::Several;
         let all = several && self.rng.chance(30);
-        let task_count = (several && !all)
-            .then(|| u32::try_from(self.rng.between(2, 4)).unwrap_or(2));
-        let timeout_ms =
-            if rough && self.rng.chance(15) { self.rng.between(1, 20_000) } else { 0 };
+        let task_count =
+            (several && !all).then(|| u32::try_from(self.rng.between(2, 4)).unwrap_or(2));
+        let timeout_ms = if rough && self.rng.chance(15) {
+            self.rng.between(1, 20_000)
+        } else {
+            0
+        };
         RunRequest {
             selection: NodeSelection {
                 nodes,
@@ -152,8 +174,12 @@ impl World {
 
     /// Connects, and sends its request.
     fn ask(&mut self, number: usize) -> bool {
-        let Some(command) = self.commands.get_mut(number) else { return false };
-        let Some(head) = &mut self.head else { return false };
+        let Some(command) = self.commands.get_mut(number) else {
+            return false;
+        };
+        let Some(head) = &mut self.head else {
+            return false;
+        };
         let client = ClientId(self.client_count);
         self.client_count += 1;
         let caller = Caller {
@@ -171,16 +197,27 @@ impl World {
     }
 
     fn tell_head(&mut self, client: ClientId, request: Option<Request>) {
-        let Some(life) = self.head.as_ref().map(|head| head.life) else { return };
+        let Some(life) = self.head.as_ref().map(|head| head.life) else {
+            return;
+        };
         let delay_ms = self.local_ms();
-        let event = Event::CommandToHead { life, client, request };
+        let event = Event::CommandToHead {
+            life,
+            client,
+            request,
+        };
         self.send(Wire::CommandToHead(client), delay_ms, event);
     }
 
     fn hang_up(&mut self, number: usize) {
-        let client = self.commands.get_mut(number).and_then(|command| command.client.take());
+        let client = self
+            .commands
+            .get_mut(number)
+            .and_then(|command| command.client.take());
         let is_known = |client: &ClientId| {
-            self.head.as_ref().is_some_and(|head| head.clients.contains_key(client))
+            self.head
+                .as_ref()
+                .is_some_and(|head| head.clients.contains_key(client))
         };
         if let Some(client) = client.filter(is_known) {
             self.tell_head(client, None);
@@ -188,7 +225,9 @@ impl World {
     }
 
     pub(crate) fn command_hears(&mut self, number: usize, client: ClientId, reply: Option<Reply>) {
-        let Some(command) = self.commands.get(number) else { return };
+        let Some(command) = self.commands.get(number) else {
+            return;
+        };
         if command.client != Some(client) || command.is_dead {
             return;
         }
@@ -207,7 +246,9 @@ impl World {
     }
 
     fn refused(&mut self, number: usize, message: &str) {
-        let Some(command) = self.commands.get(number) else { return };
+        let Some(command) = self.commands.get(number) else {
+            return;
+        };
         let pid = command.pid;
         // What has been seized already can't be refused any more, unless it is over.
         let wanted = self.truths.iter().find(|(_, truth)| {
@@ -225,17 +266,28 @@ impl World {
     }
 
     fn name(&mut self, number: usize, count: usize) {
-        let Some(command) = self.commands.get_mut(number) else { return };
+        let Some(command) = self.commands.get_mut(number) else {
+            return;
+        };
         command.state = State::Naming;
         let Some(client) = command.client else { return };
         let mode = GhostMode::default();
         if command.kind == Kind::Single {
             let pid = command.pid;
-            return self.tell_head(client, Some(Request::Ghost { index: 0, pid, mode }));
+            return self.tell_head(
+                client,
+                Some(Request::Ghost {
+                    index: 0,
+                    pid,
+                    mode,
+                }),
+            );
         }
         command.awaited = count;
         for index in 0..u32::try_from(count).unwrap_or(0) {
-            let Some((pid, _)) = self.fork() else { return self.give_up(number) };
+            let Some((pid, _)) = self.fork() else {
+                return self.give_up(number);
+            };
             if let Some(command) = self.commands.get_mut(number) {
                 command.children.push(pid);
             }
@@ -244,7 +296,9 @@ impl World {
     }
 
     fn go(&mut self, number: usize) {
-        let Some(command) = self.commands.get_mut(number) else { return };
+        let Some(command) = self.commands.get_mut(number) else {
+            return;
+        };
         if command.kind == Kind::Single {
             command.state = State::Running;
             let pid = command.pid;
@@ -259,7 +313,9 @@ impl World {
     }
 
     fn head_went_away(&mut self, number: usize) {
-        let Some(command) = self.commands.get_mut(number) else { return };
+        let Some(command) = self.commands.get_mut(number) else {
+            return;
+        };
         command.client = None;
         match (command.kind, command.state) {
             (Kind::Single, State::Naming) => {
@@ -275,12 +331,17 @@ impl World {
     }
 
     fn retry_later(&mut self, number: usize) {
-        self.after(HEAD_RETURN_POLL_MS, Event::CommandRetries { command: number });
+        self.after(
+            HEAD_RETURN_POLL_MS,
+            Event::CommandRetries { command: number },
+        );
     }
 
     pub(crate) fn command_retries(&mut self, number: usize) {
         let now_ms = self.now_ms;
-        let Some(command) = self.commands.get_mut(number) else { return };
+        let Some(command) = self.commands.get_mut(number) else {
+            return;
+        };
         if command.is_dead || command.state == State::Over || command.client.is_some() {
             return;
         }
@@ -294,16 +355,24 @@ impl World {
     /// Ends with 125, or, as a parent, kills its children first.
     fn give_up(&mut self, number: usize) {
         self.hang_up(number);
-        let Some(command) = self.commands.get_mut(number) else { return };
+        let Some(command) = self.commands.get_mut(number) else {
+            return;
+        };
         if command.kind == Kind::Several && !command.children.is_empty() {
             command.state = State::Running;
             let children = command.children.clone();
-            children.into_iter().for_each(|pid| self.signal_local(pid, SIGKILL));
+            children
+                .into_iter()
+                .for_each(|pid| self.signal_local(pid, SIGKILL));
             return;
         }
         let pid = command.pid;
         let end = GhostEnd::Exit(EXIT_CLUSTER_FAILED);
-        let ghost = self.keeper.ghosts.iter().find(|(_, ghost)| ghost.pid == pid);
+        let ghost = self
+            .keeper
+            .ghosts
+            .iter()
+            .find(|(_, ghost)| ghost.pid == pid);
         match ghost.map(|(task, _)| *task) {
             Some(task) => {
                 if let Some(truth) = self.truths.get_mut(&task) {
@@ -339,7 +408,10 @@ impl World {
 
     /// The keeper's end of a ghost's control socket was closed before it reached the keeper.
     pub(crate) fn control_socket_closes(&mut self, pid: Pid) {
-        let is_child = self.commands.iter().any(|command| command.children.contains(&pid));
+        let is_child = self
+            .commands
+            .iter()
+            .any(|command| command.children.contains(&pid));
         if is_child {
             self.process_is_gone(pid, GhostEnd::Exit(EXIT_CLUSTER_FAILED));
         }
@@ -347,7 +419,10 @@ impl World {
 
     /// It is a zombie: it does nothing more, and its connections are closed.
     pub(crate) fn command_process_died(&mut self, pid: Pid) {
-        let found = self.commands.iter().position(|c| c.pid == pid && c.state != State::Over);
+        let found = self
+            .commands
+            .iter()
+            .position(|c| c.pid == pid && c.state != State::Over);
         if let Some(number) = found {
             self.commands[number].is_dead = true;
             self.hang_up(number);

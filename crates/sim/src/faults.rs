@@ -64,7 +64,12 @@ impl Setup {
     /// The cluster as it is delivered.
     pub fn new(profile: Profile) -> Setup {
         let lease_ms = GENTLE_LEASE_MS;
-        Setup { profile, lease_ms, margin_ms: lease_ms / 12, mistake: None }
+        Setup {
+            profile,
+            lease_ms,
+            margin_ms: lease_ms / 12,
+            mistake: None,
+        }
     }
 
     /// The same with a mistake.
@@ -77,13 +82,24 @@ impl Setup {
 /// Something that the seed has planned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    HeadCrash { down_ms: u64 },
+    HeadCrash {
+        down_ms: u64,
+    },
     KeeperCrash,
     DeputyCrash,
     /// The machine loses its power, or only the agent dies; it comes back, or not before the end.
-    AgentCrash { node: NodeId, power: bool, down_ms: u64 },
-    Break { node: NodeId },
-    Partition { node: NodeId, for_ms: u64 },
+    AgentCrash {
+        node: NodeId,
+        power: bool,
+        down_ms: u64,
+    },
+    Break {
+        node: NodeId,
+    },
+    Partition {
+        node: NodeId,
+        for_ms: u64,
+    },
     Command,
     /// A user signals a ghost.
     Signal(u8),
@@ -119,13 +135,20 @@ impl World {
         let mut at_ms = self.now_ms + TROUBLE_MS;
         for last in [Fault::Peace, Fault::Roll, Fault::End] {
             self.at(at_ms, Event::Fault(last));
-            at_ms += if matches!(last, Fault::Peace) { REST_MS } else { REST_MS / 8 };
+            at_ms += if matches!(last, Fault::Peace) {
+                REST_MS
+            } else {
+                REST_MS / 8
+            };
         }
     }
 
     fn plan_commands(&mut self) {
         // In some runs all at once, in some close to the faults.
-        let spread_ms = self.rng.pick(&[500, 5_000, TROUBLE_MS]).unwrap_or(TROUBLE_MS);
+        let spread_ms = self
+            .rng
+            .pick(&[500, 5_000, TROUBLE_MS])
+            .unwrap_or(TROUBLE_MS);
         let first_ms = self.now_ms + self.rng.below(10_000);
         for _ in 0..self.rng.between(1, MAX_COMMANDS) {
             let at_ms = first_ms + self.rng.below(spread_ms.min(TROUBLE_MS - 20_000));
@@ -169,19 +192,30 @@ impl World {
     fn plan_rough_faults(&mut self) {
         for _ in 0..self.rng.below(MAX_FAULTS) {
             let at_ms = self.trouble_time();
-            let Some(node) = self.any_node() else { continue };
+            let Some(node) = self.any_node() else {
+                continue;
+            };
             let fault = match self.rng.below(12) {
-                0..=2 => Fault::HeadCrash { down_ms: self.rng.between(1, 20_000) },
+                0..=2 => Fault::HeadCrash {
+                    down_ms: self.rng.between(1, 20_000),
+                },
                 3 => Fault::KeeperCrash,
                 4 => Fault::DeputyCrash,
                 5..=7 => {
                     let (power, down_ms) = (self.rng.chance(50), self.rng.between(1, 100_000));
-                    Fault::AgentCrash { node, power, down_ms }
+                    Fault::AgentCrash {
+                        node,
+                        power,
+                        down_ms,
+                    }
                 }
                 8 => Fault::Break { node },
                 _ => {
                     let longest = self.rng.pick(&[5_000, 30_000, 100_000]).unwrap_or(5_000);
-                    Fault::Partition { node, for_ms: self.rng.between(10, longest) }
+                    Fault::Partition {
+                        node,
+                        for_ms: self.rng.between(10, longest),
+                    }
                 }
             };
             self.at(at_ms, Event::Fault(fault));
@@ -191,7 +225,10 @@ impl World {
         }
         for _ in 0..self.rng.below(6) {
             let at_ms = self.trouble_time();
-            let signal = self.rng.pick(&[1, 2, 9, 9, 10, 15, 18, 19, 20]).unwrap_or(9);
+            let signal = self
+                .rng
+                .pick(&[1, 2, 9, 9, 10, 15, 18, 19, 20])
+                .unwrap_or(9);
             let fault = match self.rng.below(8) {
                 0..=3 => Fault::Signal(signal),
                 4..=5 => Fault::AskSignal(signal),
@@ -209,8 +246,15 @@ impl World {
         for _ in 0..self.rng.between(3, 8) {
             let fault = match self.rng.below(4) {
                 0 => Fault::Break { node },
-                1 | 2 => Fault::Partition { node, for_ms: self.rng.between(1, 2_000) },
-                _ => Fault::AgentCrash { node, power: false, down_ms: self.rng.between(1, 300) },
+                1 | 2 => Fault::Partition {
+                    node,
+                    for_ms: self.rng.between(1, 2_000),
+                },
+                _ => Fault::AgentCrash {
+                    node,
+                    power: false,
+                    down_ms: self.rng.between(1, 300),
+                },
             };
             let at_ms = first_ms + self.rng.below(BURST_MS);
             self.at(at_ms, Event::Fault(fault));
@@ -233,7 +277,11 @@ impl World {
             }
             Fault::KeeperCrash => self.crash_keeper(),
             Fault::DeputyCrash => self.crash_deputy(),
-            Fault::AgentCrash { node, power, down_ms } => {
+            Fault::AgentCrash {
+                node,
+                power,
+                down_ms,
+            } => {
                 self.crash_agent(node, power);
                 self.after(down_ms, Event::AgentStart(node));
             }
@@ -245,7 +293,11 @@ impl World {
                 }
             }
             Fault::Command => {
-                let kind = if self.rng.chance(70) { Kind::Single } else { Kind::Several };
+                let kind = if self.rng.chance(70) {
+                    Kind::Single
+                } else {
+                    Kind::Several
+                };
                 self.start_command(kind);
             }
             Fault::Signal(signal) => {
@@ -260,7 +312,8 @@ impl World {
             Fault::Peace => self.peace(),
             Fault::Roll => {
                 let ids: Vec<_> = self.nodes.keys().copied().collect();
-                ids.into_iter().for_each(|node| self.break_connections(node));
+                ids.into_iter()
+                    .for_each(|node| self.break_connections(node));
             }
             Fault::End => self.ended = true,
         }

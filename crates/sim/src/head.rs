@@ -53,7 +53,12 @@ impl World {
             Some(Mistake::ShortLease(lease_ms)) => (lease_ms, 0),
             _ => (self.setup.lease_ms, self.setup.margin_ms),
         };
-        let policy = Policy { lease_ms, margin_ms, root_on_nodes: true, ..Policy::default() };
+        let policy = Policy {
+            lease_ms,
+            margin_ms,
+            root_on_nodes: true,
+            ..Policy::default()
+        };
         let reactor = Reactor::new(policy, table, Vec::new(), self.store.next_job);
         self.store.next_job += JOB_NUMBERS_PER_GRANT;
         self.head = Some(Head {
@@ -88,12 +93,20 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         open.into_iter().for_each(|conn| self.close_head_end(conn));
-        for pid in head.parcels.into_values().filter_map(|parcel| parcel.control) {
+        for pid in head
+            .parcels
+            .into_values()
+            .filter_map(|parcel| parcel.control)
+        {
             self.control_socket_closes(pid);
         }
         for (client, (_, command)) in head.clients {
             let delay_ms = self.local_ms();
-            let closed = Event::HeadToCommand { command, client, reply: None };
+            let closed = Event::HeadToCommand {
+                command,
+                client,
+                reply: None,
+            };
             self.send(Wire::HeadToCommand(client), delay_ms, closed);
         }
     }
@@ -120,9 +133,14 @@ impl World {
 
     /// A node that is fenced rightly excuses what is told of its tasks.
     fn node_became_absent(&mut self, node: NodeId) {
-        let Some(machine) = self.nodes.get(&node) else { return };
+        let Some(machine) = self.nodes.get(&node) else {
+            return;
+        };
         let fence_ms = self.setup.lease_ms + self.setup.margin_ms;
-        if machine.answered_ms.is_none_or(|at| self.now_ms >= at + fence_ms) {
+        if machine
+            .answered_ms
+            .is_none_or(|at| self.now_ms >= at + fence_ms)
+        {
             self.excuse("its node was fenced", |truth| truth.node == node);
         }
     }
@@ -131,7 +149,9 @@ impl World {
         let now_ms = self.now_ms;
         let jitter_ms = self.rng.below(5);
         let Some(head) = &mut self.head else { return };
-        let Some(deadline) = head.reactor.next_deadline_ms() else { return };
+        let Some(deadline) = head.reactor.next_deadline_ms() else {
+            return;
+        };
         let at_ms = deadline.max(now_ms) + 1 + jitter_ms;
         if head.tick_at_ms.is_none_or(|planned| planned > at_ms) {
             head.tick_at_ms = Some(at_ms);
@@ -141,7 +161,9 @@ impl World {
     }
 
     pub(crate) fn head_tick(&mut self, life: u64) {
-        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else { return };
+        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else {
+            return;
+        };
         head.tick_at_ms = None;
         self.head_event(HeadEvent::Tick);
     }
@@ -154,7 +176,10 @@ impl World {
             Effect::ToDeputy(deputy, message) => self.tell_deputy(deputy, message),
             Effect::Reply(client, reply) => self.reply(client, reply),
             Effect::Forget(task) => {
-                let parcel = self.head.as_mut().and_then(|head| head.parcels.remove(&task));
+                let parcel = self
+                    .head
+                    .as_mut()
+                    .and_then(|head| head.parcels.remove(&task));
                 if let Some(pid) = parcel.and_then(|parcel| parcel.control) {
                     self.control_socket_closes(pid);
                 }
@@ -169,7 +194,12 @@ impl World {
     }
 
     fn tell_agent(&mut self, node: NodeId, mut message: ToAgent) {
-        let Some(conn) = self.head.as_ref().and_then(|head| head.agents.get(&node)).copied() else {
+        let Some(conn) = self
+            .head
+            .as_ref()
+            .and_then(|head| head.agents.get(&node))
+            .copied()
+        else {
             return;
         };
         if let ToAgent::Welcome { lease_ms, .. } = &mut message {
@@ -184,7 +214,11 @@ impl World {
     }
 
     fn drop_agent(&mut self, node: NodeId) {
-        if let Some(conn) = self.head.as_mut().and_then(|head| head.agents.remove(&node)) {
+        if let Some(conn) = self
+            .head
+            .as_mut()
+            .and_then(|head| head.agents.remove(&node))
+        {
             self.close_head_end(conn);
             self.head_event(HeadEvent::NodeLost(node));
         }
@@ -211,7 +245,11 @@ impl World {
             return;
         };
         let delay_ms = self.local_ms();
-        self.send(Wire::HeadToKeeper, delay_ms, Event::HeadToKeeper { life, message });
+        self.send(
+            Wire::HeadToKeeper,
+            delay_ms,
+            Event::HeadToKeeper { life, message },
+        );
     }
 
     fn tell_deputy(&mut self, deputy: DeputyId, message: ToDeputy) {
@@ -239,25 +277,38 @@ impl World {
         }
         let Some(keeper) = head.keeper else { return };
         let delay_ms = self.local_ms();
-        let event = Event::HeadToDeputy { keeper, deputy, message };
+        let event = Event::HeadToDeputy {
+            keeper,
+            deputy,
+            message,
+        };
         self.send(Wire::HeadToDeputy(deputy), delay_ms, event);
     }
 
     fn reply(&mut self, client: ClientId, reply: Reply) {
-        let Some(command) =
-            self.head.as_ref().and_then(|head| head.clients.get(&client)).map(|(_, c)| *c)
+        let Some(command) = self
+            .head
+            .as_ref()
+            .and_then(|head| head.clients.get(&client))
+            .map(|(_, c)| *c)
         else {
             return;
         };
         let delay_ms = self.local_ms();
-        let event = Event::HeadToCommand { command, client, reply: Some(reply) };
+        let event = Event::HeadToCommand {
+            command,
+            client,
+            reply: Some(reply),
+        };
         self.send(Wire::HeadToCommand(client), delay_ms, event);
     }
 
     // --- what arrives -----------------------------------------------------------------------
 
     pub(crate) fn head_hears_keeper(&mut self, life: u64, message: KeeperSays) {
-        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else { return };
+        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else {
+            return;
+        };
         match message {
             KeeperSays::Message(message) => {
                 if let FromKeeper::DeputyGone { deputy, .. } = &message {
@@ -269,10 +320,20 @@ impl World {
             KeeperSays::Deputy(deputy, message) => {
                 head.deputies.insert(deputy);
                 let queue = head.deputy_queues.remove(&deputy).unwrap_or_default();
-                queue.into_iter().for_each(|message| self.send_deputy(deputy, message));
+                queue
+                    .into_iter()
+                    .for_each(|message| self.send_deputy(deputy, message));
                 let delay_ms = self.local_ms();
                 let wire = Wire::DeputyToHead(deputy);
-                self.send(wire, delay_ms, Event::DeputyToHead { life, deputy, message });
+                self.send(
+                    wire,
+                    delay_ms,
+                    Event::DeputyToHead {
+                        life,
+                        deputy,
+                        message,
+                    },
+                );
             }
             KeeperSays::Gone => {
                 head.keeper = None;
@@ -285,7 +346,11 @@ impl World {
     }
 
     pub(crate) fn head_hears_deputy(&mut self, life: u64, deputy: DeputyId, message: FromDeputy) {
-        if self.head.as_ref().is_some_and(|h| h.life == life && h.deputies.contains(&deputy)) {
+        if self
+            .head
+            .as_ref()
+            .is_some_and(|h| h.life == life && h.deputies.contains(&deputy))
+        {
             self.head_event(HeadEvent::FromDeputy(deputy, message));
         }
     }
@@ -302,7 +367,11 @@ impl World {
     }
 
     pub(crate) fn head_hears_agent(&mut self, node: NodeId, conn: ConnId, message: FromAgent) {
-        if self.head.as_ref().is_some_and(|head| head.agents.get(&node) == Some(&conn)) {
+        if self
+            .head
+            .as_ref()
+            .is_some_and(|head| head.agents.get(&node) == Some(&conn))
+        {
             self.head_event(HeadEvent::FromNode(node, message));
         }
     }
@@ -329,8 +398,12 @@ impl World {
         client: ClientId,
         request: Option<Request>,
     ) {
-        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else { return };
-        let Some((caller, _)) = head.clients.get(&client).cloned() else { return };
+        let Some(head) = self.head.as_mut().filter(|head| head.life == life) else {
+            return;
+        };
+        let Some((caller, _)) = head.clients.get(&client).cloned() else {
+            return;
+        };
         match request {
             None => {
                 head.clients.remove(&client);
@@ -349,23 +422,59 @@ impl World {
             let task = TaskId { job: job.id, index };
             let Some(start_time) = self.pids.get(&pid).copied() else {
                 let message = "no such process".into();
-                let reply = Reply::Refused { code: 125, message, hint: None };
+                let reply = Reply::Refused {
+                    code: 125,
+                    message,
+                    hint: None,
+                };
                 return self.reply(caller.client, reply);
             };
-            head.parcels.insert(task, Parcel { control: Some(pid), stdio: true });
-            self.head_event(HeadEvent::Ghost { caller, index, pid, start_time, mode });
+            head.parcels.insert(
+                task,
+                Parcel {
+                    control: Some(pid),
+                    stdio: true,
+                },
+            );
+            self.head_event(HeadEvent::Ghost {
+                caller,
+                index,
+                pid,
+                start_time,
+                mode,
+            });
         } else if let Some((task, _)) = head.reactor.resumable(&caller, index) {
-            head.parcels.insert(task, Parcel { control: None, stdio: true });
+            head.parcels.insert(
+                task,
+                Parcel {
+                    control: None,
+                    stdio: true,
+                },
+            );
             let start_time = caller.start_time;
-            self.head_event(HeadEvent::Ghost { caller, index, pid, start_time, mode });
+            self.head_event(HeadEvent::Ghost {
+                caller,
+                index,
+                pid,
+                start_time,
+                mode,
+            });
         } else {
             let message = "this command has no job; run it again".into();
-            let reply = Reply::Refused { code: 125, message, hint: None };
+            let reply = Reply::Refused {
+                code: 125,
+                message,
+                hint: None,
+            };
             self.reply(caller.client, reply);
         }
     }
 }
 
 fn presences(head: &Head) -> BTreeMap<NodeId, Presence> {
-    head.reactor.nodes().iter().map(|node| (node.id, node.presence)).collect()
+    head.reactor
+        .nodes()
+        .iter()
+        .map(|node| (node.id, node.presence))
+        .collect()
 }

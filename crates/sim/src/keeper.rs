@@ -67,21 +67,33 @@ impl World {
     pub(crate) fn meet_keeper(&mut self, head: u64) {
         if !self.keeper.is_running {
             let life = self.keeper.life + 1;
-            self.keeper = Keeper { life, is_running: true, ..Keeper::default() };
+            self.keeper = Keeper {
+                life,
+                is_running: true,
+                ..Keeper::default()
+            };
         }
         let keeper = self.keeper.life;
         let delay_ms = self.local_ms();
-        self.send(Wire::HeadToKeeper, delay_ms, Event::HeadMeetsKeeper { head, keeper });
+        self.send(
+            Wire::HeadToKeeper,
+            delay_ms,
+            Event::HeadMeetsKeeper { head, keeper },
+        );
     }
 
     pub(crate) fn keeper_greets(&mut self, head: u64, keeper: u64) {
         if self.keeper.life != keeper || !self.keeper.is_running {
             // It died before it could answer.
             if self.head.as_ref().is_some_and(|h| h.life == head) {
-                self.send(Wire::KeeperToHead, 0, Event::KeeperToHead {
-                    life: head,
-                    message: KeeperSays::Gone,
-                });
+                self.send(
+                    Wire::KeeperToHead,
+                    0,
+                    Event::KeeperToHead {
+                        life: head,
+                        message: KeeperSays::Gone,
+                    },
+                );
             }
             return;
         }
@@ -96,12 +108,21 @@ impl World {
             },
         });
         let ghosts = ghosts.collect();
-        let deputies =
-            self.keeper.deputies.iter().map(|(id, d)| (*id, d.credential.clone())).collect();
+        let deputies = self
+            .keeper
+            .deputies
+            .iter()
+            .map(|(id, d)| (*id, d.credential.clone()))
+            .collect();
         self.keeper_says(FromKeeper::Inventory { ghosts, deputies });
-        let held: Vec<_> =
-            self.keeper.ghosts.values_mut().flat_map(|g| std::mem::take(&mut g.held)).collect();
-        held.into_iter().for_each(|message| self.keeper_says(message));
+        let held: Vec<_> = self
+            .keeper
+            .ghosts
+            .values_mut()
+            .flat_map(|g| std::mem::take(&mut g.held))
+            .collect();
+        held.into_iter()
+            .for_each(|message| self.keeper_says(message));
         let deputies: Vec<_> = self
             .keeper
             .deputies
@@ -111,7 +132,11 @@ impl World {
             .collect();
         for deputy in deputies {
             // Its old channel is read to its end first.
-            self.send(Wire::HeadToDeputy(deputy), 0, Event::DeputyStarts { keeper, deputy });
+            self.send(
+                Wire::HeadToDeputy(deputy),
+                0,
+                Event::DeputyStarts { keeper, deputy },
+            );
         }
     }
 
@@ -124,7 +149,11 @@ impl World {
         match self.keeper.head.filter(|life| alive == Some(*life)) {
             Some(life) => {
                 let delay_ms = self.local_ms();
-                self.send(Wire::KeeperToHead, delay_ms, Event::KeeperToHead { life, message });
+                self.send(
+                    Wire::KeeperToHead,
+                    delay_ms,
+                    Event::KeeperToHead { life, message },
+                );
             }
             None => {
                 if let KeeperSays::Message(message) = message
@@ -140,8 +169,14 @@ impl World {
     }
 
     fn give_channel(&mut self, deputy: DeputyId) {
-        let tasks = self.keeper.deputies.get(&deputy).map(|d| d.attached.keys().copied().collect());
-        let ready = FromDeputy::Ready { tasks: tasks.unwrap_or_default() };
+        let tasks = self
+            .keeper
+            .deputies
+            .get(&deputy)
+            .map(|d| d.attached.keys().copied().collect());
+        let ready = FromDeputy::Ready {
+            tasks: tasks.unwrap_or_default(),
+        };
         self.keeper_tells(KeeperSays::Deputy(deputy, ready));
     }
 
@@ -164,14 +199,25 @@ impl World {
         }
         self.note(|_| format!("  keeper gets {message:?}"));
         match message {
-            ToKeeper::Seize { task, pid, start_time, record, .. } => {
+            ToKeeper::Seize {
+                task,
+                pid,
+                start_time,
+                record,
+                ..
+            } => {
                 let twice = self.keeper.ghosts.values().any(|ghost| ghost.pid == pid);
                 if twice || self.pids.get(&pid) != Some(&start_time) {
                     let reason = "it can't be seized".into();
                     return self.keeper_says(FromKeeper::SeizeFailed { task, reason });
                 }
                 self.becomes_true(task, pid, &record);
-                let ghost = Ghost { pid, record, state: State::Alive, held: Vec::new() };
+                let ghost = Ghost {
+                    pid,
+                    record,
+                    state: State::Alive,
+                    held: Vec::new(),
+                };
                 self.keeper.ghosts.insert(task, ghost);
                 self.keeper_says(FromKeeper::Seized { task });
             }
@@ -185,17 +231,29 @@ impl World {
             ToKeeper::Stop { .. } | ToKeeper::Continue { .. } => {}
             ToKeeper::StartDeputy { deputy, credential } => {
                 let attached = BTreeMap::new();
-                let deputy_ = Deputy { credential, is_started: false, attached };
+                let deputy_ = Deputy {
+                    credential,
+                    is_started: false,
+                    attached,
+                };
                 self.keeper.deputies.insert(deputy, deputy_);
                 let delay_ms = self.local_ms();
-                self.after(delay_ms, Event::DeputyStarts { keeper: life, deputy });
+                self.after(
+                    delay_ms,
+                    Event::DeputyStarts {
+                        keeper: life,
+                        deputy,
+                    },
+                );
             }
             ToKeeper::Shutdown { .. } => {}
         }
     }
 
     fn finish_ghost(&mut self, task: TaskId, end: GhostEnd) {
-        let Some(ghost) = self.keeper.ghosts.get_mut(&task) else { return };
+        let Some(ghost) = self.keeper.ghosts.get_mut(&task) else {
+            return;
+        };
         let (pid, keeper) = (ghost.pid, self.keeper.life);
         match ghost.state {
             State::Finishing(_) => {}
@@ -205,9 +263,23 @@ impl World {
                 // A command that has not become the ghost yet can't read its order.
                 if self.is_ghost_program(pid) {
                     let delay_ms = self.local_ms();
-                    self.after(delay_ms, Event::GhostEnds { keeper, task, overdue: false });
+                    self.after(
+                        delay_ms,
+                        Event::GhostEnds {
+                            keeper,
+                            task,
+                            overdue: false,
+                        },
+                    );
                 }
-                self.after(FINISH_TIMEOUT_MS, Event::GhostEnds { keeper, task, overdue: true });
+                self.after(
+                    FINISH_TIMEOUT_MS,
+                    Event::GhostEnds {
+                        keeper,
+                        task,
+                        overdue: true,
+                    },
+                );
             }
         }
     }
@@ -217,9 +289,15 @@ impl World {
         if self.keeper.life != keeper {
             return;
         }
-        let Some(ghost) = self.keeper.ghosts.get(&task) else { return };
+        let Some(ghost) = self.keeper.ghosts.get(&task) else {
+            return;
+        };
         if let State::Finishing(end) = ghost.state {
-            let end = if overdue { GhostEnd::Signal(SIGKILL) } else { end };
+            let end = if overdue {
+                GhostEnd::Signal(SIGKILL)
+            } else {
+                end
+            };
             self.ghost_is_reaped(task, end);
         }
     }
@@ -227,10 +305,21 @@ impl World {
     /// A command has become the ghost program, which reads what was sent before.
     pub(crate) fn ghost_program_starts(&mut self, pid: Pid) {
         let keeper = self.keeper.life;
-        let found = self.keeper.ghosts.iter().find(|(_, ghost)| ghost.pid == pid);
+        let found = self
+            .keeper
+            .ghosts
+            .iter()
+            .find(|(_, ghost)| ghost.pid == pid);
         match found.map(|(task, ghost)| (*task, ghost.state)) {
             Some((task, State::Finishing(_))) => {
-                self.after(0, Event::GhostEnds { keeper, task, overdue: false });
+                self.after(
+                    0,
+                    Event::GhostEnds {
+                        keeper,
+                        task,
+                        overdue: false,
+                    },
+                );
             }
             Some(_) => {}
             // Its keeper has died meanwhile: it reads an end of file.
@@ -273,7 +362,12 @@ impl World {
             (_, State::Alive) => {
                 let leads_group = self.rng.chance(50);
                 let from_kernel = self.rng.chance(20);
-                let said = FromKeeper::Signal { task, signal, from_kernel, leads_group };
+                let said = FromKeeper::Signal {
+                    task,
+                    signal,
+                    from_kernel,
+                    leads_group,
+                };
                 self.keeper_says(said);
             }
         }
@@ -317,29 +411,42 @@ impl World {
                 self.process_is_gone(ghost.pid, end);
             }
         }
-        deputies.into_keys().for_each(|deputy| self.relays_break(deputy));
+        deputies
+            .into_keys()
+            .for_each(|deputy| self.relays_break(deputy));
         if let Some(head) = &self.head {
             let life = head.life;
             let delay_ms = self.local_ms();
             let message = KeeperSays::Gone;
-            self.send(Wire::KeeperToHead, delay_ms, Event::KeeperToHead { life, message });
+            self.send(
+                Wire::KeeperToHead,
+                delay_ms,
+                Event::KeeperToHead { life, message },
+            );
         }
     }
 
     pub(crate) fn crash_deputy(&mut self) {
         let all: Vec<_> = self.keeper.deputies.keys().copied().collect();
-        let Some(deputy) = self.rng.pick(&all) else { return };
+        let Some(deputy) = self.rng.pick(&all) else {
+            return;
+        };
         self.keeper.deputies.remove(&deputy);
         self.excuse("its deputy died", |truth: &Truth| truth.deputy == deputy);
         self.relays_break(deputy);
-        self.keeper_says(FromKeeper::DeputyGone { deputy, how: "was killed".into() });
+        self.keeper_says(FromKeeper::DeputyGone {
+            deputy,
+            how: "was killed".into(),
+        });
     }
 
     pub(crate) fn deputy_obeys(&mut self, keeper: u64, deputy: DeputyId, message: ToDeputy) {
         if self.keeper.life != keeper {
             return;
         }
-        let Some(found) = self.keeper.deputies.get_mut(&deputy) else { return };
+        let Some(found) = self.keeper.deputies.get_mut(&deputy) else {
+            return;
+        };
         match message {
             ToDeputy::Attach { task, node, .. } => {
                 found.attached.insert(task, node);
@@ -357,7 +464,15 @@ impl World {
         if let Some(life) = self.keeper.head.filter(|life| alive == Some(*life)) {
             let delay_ms = self.local_ms();
             let wire = Wire::DeputyToHead(deputy);
-            self.send(wire, delay_ms, Event::DeputyToHead { life, deputy, message });
+            self.send(
+                wire,
+                delay_ms,
+                Event::DeputyToHead {
+                    life,
+                    deputy,
+                    message,
+                },
+            );
         }
     }
 }

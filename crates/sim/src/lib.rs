@@ -42,7 +42,13 @@ impl fmt::Display for Violation {
         for line in &self.trace {
             writeln!(f, "{line}")?;
         }
-        let Violation { seed, invariant, message, at_ms, .. } = self;
+        let Violation {
+            seed,
+            invariant,
+            message,
+            at_ms,
+            ..
+        } = self;
         writeln!(f, "{invariant} at {at_ms} ms: {message}")?;
         write!(f, "again: WIGLAF_SIM_SEED={seed} cargo test -p wiglaf-sim")
     }
@@ -70,8 +76,13 @@ pub struct Summary {
 /// # Errors
 /// The invariant that was violated first, with what happened before.
 pub fn run(seed: u64, setup: &Setup) -> Result<Summary, Box<Violation>> {
-    World::new(seed, setup.clone(), false).run().map_err(|first| {
-        // Once more, with a trace, which is too slow for runs that go well.
-        World::new(seed, setup.clone(), true).run().err().unwrap_or(first)
-    })
+    World::new(seed, setup.clone(), false)
+        .run()
+        .map_err(|first| {
+            // Once more, with a trace, which is too slow for runs that go well.
+            World::new(seed, setup.clone(), true)
+                .run()
+                .err()
+                .unwrap_or(first)
+        })
 }

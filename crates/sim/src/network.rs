@@ -39,7 +39,9 @@ pub(crate) enum Down {
 pub(crate) enum HeadEnd {
     Closed,
     /// Accepted; nobody has said who calls.
-    Unproven { until_ms: u64 },
+    Unproven {
+        until_ms: u64,
+    },
     Proven,
 }
 
@@ -71,9 +73,13 @@ impl World {
     }
 
     pub(crate) fn dial_timeout(&mut self, id: ConnId) {
-        let Some(conn) = self.conns.get(&id) else { return };
+        let Some(conn) = self.conns.get(&id) else {
+            return;
+        };
         let node = conn.node;
-        let Some(life) = self.nodes.get_mut(&node).and_then(|m| m.life.as_mut()) else { return };
+        let Some(life) = self.nodes.get_mut(&node).and_then(|m| m.life.as_mut()) else {
+            return;
+        };
         if life.dialling == Some(id) {
             life.dialling = None;
             self.close_agent_end(id);
@@ -93,15 +99,27 @@ impl World {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.down.push_back(message);
             let delay_ms = self.network_ms();
-            self.send(Wire::Down(id), delay_ms, Event::Net { conn: id, up: false });
+            self.send(
+                Wire::Down(id),
+                delay_ms,
+                Event::Net {
+                    conn: id,
+                    up: false,
+                },
+            );
         }
     }
 
     /// One message arrives, or waits for the end of a partition.
     pub(crate) fn net(&mut self, id: ConnId, up: bool) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         let node = conn.node;
-        let until_ms = self.nodes.get(&node).map_or(0, |machine| machine.partition_until_ms);
+        let until_ms = self
+            .nodes
+            .get(&node)
+            .map_or(0, |machine| machine.partition_until_ms);
         if until_ms > self.now_ms {
             // Retransmissions back off (RFC 6298): a hole lasts up to twice as long for those
             // inside.
@@ -121,11 +139,15 @@ impl World {
     }
 
     fn arrive_up(&mut self, id: ConnId, message: Up) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         let node = conn.node;
         match (message, conn.head) {
             (Up::ClientHello, _) if self.head.is_some() => {
-                conn.head = HeadEnd::Unproven { until_ms: self.now_ms + PROOF_WAIT_MS };
+                conn.head = HeadEnd::Unproven {
+                    until_ms: self.now_ms + PROOF_WAIT_MS,
+                };
                 self.push_down(id, Down::ServerHello);
             }
             (Up::ClientHello, _) => self.push_down(id, Down::Fin),
@@ -151,17 +173,24 @@ impl World {
     }
 
     fn arrive_down(&mut self, id: ConnId, message: Down) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         let node = conn.node;
         if !conn.agent_open {
             // A machine that is up again answers for a connection that it does not know.
-            let is_up = self.nodes.get(&node).is_some_and(|machine| machine.life.is_some());
+            let is_up = self
+                .nodes
+                .get(&node)
+                .is_some_and(|machine| machine.life.is_some());
             if is_up && !matches!(message, Down::Fin) && conn.head != HeadEnd::Closed {
                 self.push_up(id, Up::Fin);
             }
             return;
         }
-        let Some(life) = self.nodes.get_mut(&node).and_then(|m| m.life.as_mut()) else { return };
+        let Some(life) = self.nodes.get_mut(&node).and_then(|m| m.life.as_mut()) else {
+            return;
+        };
         match message {
             Down::ServerHello if life.dialling == Some(id) => {
                 life.dialling = None;
@@ -214,7 +243,9 @@ impl World {
         if self.rng.chance(50) {
             return;
         }
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         if up {
             conn.up.truncate(self.rng.prefix(conn.up.len()));
         } else {
@@ -224,10 +255,16 @@ impl World {
 
     /// Everything that is under way is lost in both directions, and both ends hear of it.
     pub(crate) fn break_connections(&mut self, node: NodeId) {
-        let ids: Vec<_> =
-            self.conns.iter().filter(|(_, conn)| conn.node == node).map(|(id, _)| *id).collect();
+        let ids: Vec<_> = self
+            .conns
+            .iter()
+            .filter(|(_, conn)| conn.node == node)
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
-            let Some(conn) = self.conns.get_mut(&id) else { continue };
+            let Some(conn) = self.conns.get_mut(&id) else {
+                continue;
+            };
             if !conn.agent_open && conn.head == HeadEnd::Closed {
                 continue;
             }

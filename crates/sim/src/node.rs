@@ -122,13 +122,18 @@ impl World {
 
     pub(crate) fn start_agent(&mut self, node: NodeId) {
         let incarnation = Incarnation(self.rng.next());
-        let Some(machine) = self.nodes.get_mut(&node) else { return };
+        let Some(machine) = self.nodes.get_mut(&node) else {
+            return;
+        };
         if machine.life.is_some() {
             return;
         }
         machine.lives += 1;
         let life = machine.lives;
-        let facts = Facts { cpus: 2, ..Facts::default() };
+        let facts = Facts {
+            cpus: 2,
+            ..Facts::default()
+        };
         machine.life = Some(Life {
             core: Core::new(incarnation, facts, &format!("n{node}")),
             incarnation,
@@ -141,8 +146,12 @@ impl World {
     }
 
     pub(crate) fn crash_agent(&mut self, node: NodeId, power: bool) {
-        let Some(machine) = self.nodes.get_mut(&node) else { return };
-        let Some(life) = machine.life.take() else { return };
+        let Some(machine) = self.nodes.get_mut(&node) else {
+            return;
+        };
+        let Some(life) = machine.life.take() else {
+            return;
+        };
         let (number, is_virtual) = (machine.lives, machine.is_virtual);
         self.excuse("its node's agent died", |truth| truth.node == node);
         // A virtual node shares the head's power.
@@ -161,7 +170,11 @@ impl World {
     }
 
     pub(crate) fn agent_tick(&mut self, node: NodeId, life: u64) {
-        if self.nodes.get(&node).is_some_and(|machine| machine.lives == life) {
+        if self
+            .nodes
+            .get(&node)
+            .is_some_and(|machine| machine.lives == life)
+        {
             if let Some(life) = self.life(node) {
                 life.tick_at_ms = None;
             }
@@ -170,7 +183,11 @@ impl World {
     }
 
     pub(crate) fn shell_tells(&mut self, node: NodeId, life: u64, event: core::Event) {
-        if self.nodes.get(&node).is_some_and(|machine| machine.lives == life) {
+        if self
+            .nodes
+            .get(&node)
+            .is_some_and(|machine| machine.lives == life)
+        {
             self.agent_event(node, event);
         }
     }
@@ -178,10 +195,14 @@ impl World {
     /// Lets the core take an event, by the node's own clock.
     pub(crate) fn agent_event(&mut self, node: NodeId, event: core::Event) {
         let now_ms = self.now_ms;
-        let Some(machine) = self.nodes.get_mut(&node) else { return };
+        let Some(machine) = self.nodes.get_mut(&node) else {
+            return;
+        };
         let number = machine.lives;
         let local_ms = machine.local_ms(now_ms);
-        let Some(life) = &mut machine.life else { return };
+        let Some(life) = &mut machine.life else {
+            return;
+        };
         let mut effects = Vec::new();
         life.core.handle(local_ms, event, &mut effects);
         for effect in effects {
@@ -194,12 +215,16 @@ impl World {
     fn plan_agent_tick(&mut self, node: NodeId, number: u64) {
         let jitter_ms = self.rng.below(MAX_JITTER_MS);
         let now_ms = self.now_ms;
-        let Some(machine) = self.nodes.get_mut(&node).filter(|m| m.lives == number) else { return };
+        let Some(machine) = self.nodes.get_mut(&node).filter(|m| m.lives == number) else {
+            return;
+        };
         let Some(deadline) = machine.life.as_ref().and_then(|l| l.core.next_deadline()) else {
             return;
         };
         let at_ms = machine.head_ms(deadline).max(now_ms) + 1 + jitter_ms;
-        let Some(life) = &mut machine.life else { return };
+        let Some(life) = &mut machine.life else {
+            return;
+        };
         if life.tick_at_ms.is_none_or(|planned| planned > at_ms) {
             life.tick_at_ms = Some(at_ms);
             self.at(at_ms, Event::AgentTick { node, life: number });
@@ -229,14 +254,29 @@ impl World {
                 self.agent_says(node, message);
             }
             Effect::Renew { sequence } => {
-                let renew = FromAgent::Renew { sequence, load_centi: 0, available_kib: 0 };
+                let renew = FromAgent::Renew {
+                    sequence,
+                    load_centi: 0,
+                    available_kib: 0,
+                };
                 self.agent_says(node, renew);
             }
             Effect::Welcomed { .. } => {}
-            Effect::Spawn { task, pid, deputy, spec, .. } => {
+            Effect::Spawn {
+                task,
+                pid,
+                deputy,
+                spec,
+                ..
+            } => {
                 self.spawn(node, number, (task, pid), deputy, &spec);
             }
-            Effect::Signal { task, signal, scope, .. } => {
+            Effect::Signal {
+                task,
+                signal,
+                scope,
+                ..
+            } => {
                 self.signal_process(node, task, signal, scope);
             }
             Effect::KillTree { task, .. } => self.kill_processes(node, task),
@@ -248,12 +288,21 @@ impl World {
                     .life(node)
                     .map(|life| life.processes.keys().copied().collect())
                     .unwrap_or_default();
-                all.into_iter().for_each(|task| self.kill_processes(node, task));
+                all.into_iter()
+                    .for_each(|task| self.kill_processes(node, task));
             }
             Effect::CollectLeftovers { task } => {
                 let delay_ms = self.local_ms();
                 let event = ProcessEvent::LeftoversKilled;
-                self.after(delay_ms, Event::Process { node, life: number, task, event });
+                self.after(
+                    delay_ms,
+                    Event::Process {
+                        node,
+                        life: number,
+                        task,
+                        event,
+                    },
+                );
             }
             Effect::WaitDrained { task, .. } => {
                 if let Some(process) = self.life(node).and_then(|l| l.processes.get_mut(&task)) {
@@ -261,7 +310,15 @@ impl World {
                 }
                 let delay_ms = self.network_ms();
                 let event = ProcessEvent::Relay;
-                self.after(delay_ms, Event::Process { node, life: number, task, event });
+                self.after(
+                    delay_ms,
+                    Event::Process {
+                        node,
+                        life: number,
+                        task,
+                        event,
+                    },
+                );
             }
             Effect::CloseTask { task } => {
                 if let Some(process) = self.life(node).and_then(|l| l.processes.get_mut(&task)) {
@@ -269,7 +326,11 @@ impl World {
                 }
             }
             Effect::ListProcesses { request } => {
-                let list = FromAgent::Processes { request, list: vec![], last: true };
+                let list = FromAgent::Processes {
+                    request,
+                    list: vec![],
+                    last: true,
+                };
                 self.agent_says(node, list);
             }
             Effect::SignalProcess { request, .. } => {
@@ -287,9 +348,15 @@ impl World {
 
     /// What the shell sees reaches the core in order, a little later.
     fn shell_sees(&mut self, node: NodeId, event: core::Event) {
-        let Some(life) = self.nodes.get(&node).map(|machine| machine.lives) else { return };
+        let Some(life) = self.nodes.get(&node).map(|machine| machine.lives) else {
+            return;
+        };
         let delay_ms = self.local_ms();
-        self.send(Wire::Shell(node), delay_ms, Event::Agent { node, life, event });
+        self.send(
+            Wire::Shell(node),
+            delay_ms,
+            Event::Agent { node, life, event },
+        );
     }
 
     fn spawn(
@@ -323,10 +390,26 @@ impl World {
         }
         let delay_ms = self.local_ms();
         let born = ProcessEvent::Born;
-        self.after(delay_ms, Event::Process { node, life: number, task, event: born });
+        self.after(
+            delay_ms,
+            Event::Process {
+                node,
+                life: number,
+                task,
+                event: born,
+            },
+        );
         let relay = ProcessEvent::Relay;
         let delay_ms = self.network_ms();
-        self.after(delay_ms, Event::Process { node, life: number, task, event: relay });
+        self.after(
+            delay_ms,
+            Event::Process {
+                node,
+                life: number,
+                task,
+                event: relay,
+            },
+        );
     }
 
     pub(crate) fn process_event(
@@ -336,7 +419,11 @@ impl World {
         task: TaskId,
         event: ProcessEvent,
     ) {
-        if self.nodes.get(&node).is_none_or(|machine| machine.lives != life) {
+        if self
+            .nodes
+            .get(&node)
+            .is_none_or(|machine| machine.lives != life)
+        {
             return;
         }
         match event {
@@ -356,7 +443,10 @@ impl World {
     fn born(&mut self, node: NodeId, life: u64, task: TaskId) {
         let fails = self.rng.chance(SPAWN_FAILURES_PERCENT);
         let (leftovers, run_ms) = (self.rng.below(5), self.run_ms());
-        let machine = self.nodes.get_mut(&node).and_then(|machine| machine.life.as_mut());
+        let machine = self
+            .nodes
+            .get_mut(&node)
+            .and_then(|machine| machine.life.as_mut());
         let Some(process) = machine.and_then(|life| life.processes.get_mut(&task)) else {
             return;
         };
@@ -366,7 +456,10 @@ impl World {
         if fails {
             process.main = Main::Dead;
             let reason = "not found".into();
-            let status = Status::Failed { code: EXIT_NOT_FOUND, reason };
+            let status = Status::Failed {
+                code: EXIT_NOT_FOUND,
+                reason,
+            };
             truth.own_end.get_or_insert(status.clone());
             return self.shell_sees(node, core::Event::SpawnFailed { task, status });
         }
@@ -376,16 +469,30 @@ impl World {
         let (pid, ghost, starts) = (process.pid, truth.pid, truth.starts);
         let (is_over, keeper_died) = (truth.over, truth.keeper_died);
         if starts > 1 {
-            self.violated("P4", format!("n{node} starts {task} for the {starts}nd time"));
+            self.violated(
+                "P4",
+                format!("n{node} starts {task} for the {starts}nd time"),
+            );
         }
         if is_over && !keeper_died {
-            self.violated("P4", format!("n{node} starts {task}, which was called over"));
+            self.violated(
+                "P4",
+                format!("n{node} starts {task}, which was called over"),
+            );
         }
         if pid != ghost {
             self.violated("P1", format!("{task} has PID {pid} and its ghost {ghost}"));
         }
         self.shell_sees(node, core::Event::Spawned { task });
-        self.after(run_ms, Event::Process { node, life, task, event: ProcessEvent::Ends });
+        self.after(
+            run_ms,
+            Event::Process {
+                node,
+                life,
+                task,
+                event: ProcessEvent::Ends,
+            },
+        );
     }
 
     fn run_ms(&mut self) -> u64 {
@@ -406,7 +513,14 @@ impl World {
                     truth.own_end = Some(status.clone());
                 }
                 let usage = Usage::default();
-                self.shell_sees(node, core::Event::MainExited { task, status, usage });
+                self.shell_sees(
+                    node,
+                    core::Event::MainExited {
+                        task,
+                        status,
+                        usage,
+                    },
+                );
             }
             Main::Starting | Main::Dead => {}
         }
@@ -427,7 +541,14 @@ impl World {
         if process.is_main_alive() {
             process.main = Main::Dead;
             let (status, usage) = (Status::Signaled(signal), Usage::default());
-            self.shell_sees(node, core::Event::MainExited { task, status, usage });
+            self.shell_sees(
+                node,
+                core::Event::MainExited {
+                    task,
+                    status,
+                    usage,
+                },
+            );
         }
     }
 
@@ -435,7 +556,9 @@ impl World {
         let Some(process) = self.life(node).and_then(|l| l.processes.get_mut(&task)) else {
             return;
         };
-        let Main::Running { stopped } = process.main else { return };
+        let Main::Running { stopped } = process.main else {
+            return;
+        };
         if scope != SignalScope::Process && signal == SIGKILL {
             process.leftovers = 0;
         }
@@ -471,8 +594,12 @@ impl World {
 
     /// The streams of a task: they need the deputy, and a network to it.
     fn relay(&mut self, node: NodeId, life: u64, task: TaskId) {
-        let Some(machine) = self.nodes.get(&node) else { return };
-        let Some(process) = self.process(node, task) else { return };
+        let Some(machine) = self.nodes.get(&node) else {
+            return;
+        };
+        let Some(process) = self.process(node, task) else {
+            return;
+        };
         if !process.is_attached {
             return;
         }
@@ -499,7 +626,15 @@ impl World {
         };
         let event = ProcessEvent::Relay;
         let retry_ms = retry_ms + self.network_ms();
-        self.after(retry_ms, Event::Process { node, life, task, event });
+        self.after(
+            retry_ms,
+            Event::Process {
+                node,
+                life,
+                task,
+                event,
+            },
+        );
     }
 
     /// A deputy is dead: agents that had streams there find out.
@@ -516,7 +651,15 @@ impl World {
         for (node, life, task) in broken {
             let delay_ms = self.network_ms();
             let event = ProcessEvent::Relay;
-            self.after(delay_ms, Event::Process { node, life, task, event });
+            self.after(
+                delay_ms,
+                Event::Process {
+                    node,
+                    life,
+                    task,
+                    event,
+                },
+            );
         }
     }
 }

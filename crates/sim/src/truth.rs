@@ -38,9 +38,15 @@ impl World {
             return self.violated("P4", format!("the record of {task} can't be read"));
         };
         self.summary.tasks += 1;
-        let node = self.head.as_ref().and_then(|head| head.reactor.nodes().get(record.node));
+        let node = self
+            .head
+            .as_ref()
+            .and_then(|head| head.reactor.nodes().get(record.node));
         // The head may not have heard yet that the life that it knows is over.
-        let life = self.nodes.get(&record.node).and_then(|machine| machine.life.as_ref());
+        let life = self
+            .nodes
+            .get(&record.node)
+            .and_then(|machine| machine.life.as_ref());
         let is_down = node.is_some_and(|node| node.presence == Presence::Absent)
             || life.map(|life| life.incarnation) != record.incarnation;
         let truth = Truth {
@@ -66,7 +72,11 @@ impl World {
     }
 
     pub(crate) fn excuse(&mut self, why: &'static str, whose: impl Fn(&Truth) -> bool) {
-        for truth in self.truths.values_mut().filter(|truth| truth.told.is_none() && whose(truth)) {
+        for truth in self
+            .truths
+            .values_mut()
+            .filter(|truth| truth.told.is_none() && whose(truth))
+        {
             truth.excuse.get_or_insert(why);
         }
     }
@@ -77,15 +87,22 @@ impl World {
     }
 
     fn must_be_dead(&mut self, task: TaskId, invariant: &'static str, what: &str) {
-        let Some(truth) = self.truths.get_mut(&task) else { return };
+        let Some(truth) = self.truths.get_mut(&task) else {
+            return;
+        };
         truth.over = true;
         if truth.keeper_died {
             return;
         }
         let (leave, node) = (truth.leave, truth.node);
-        let Some(process) = self.process(node, task) else { return };
+        let Some(process) = self.process(node, task) else {
+            return;
+        };
         if process.is_main_alive() {
-            self.violated(invariant, format!("task {task} is {what} and lives on node {node}"));
+            self.violated(
+                invariant,
+                format!("task {task} is {what} and lives on node {node}"),
+            );
         } else if process.leftovers > 0 && !leave {
             let text = format!("task {task} is {what} and has left processes on node {node}");
             self.violated(invariant, text);
@@ -95,18 +112,29 @@ impl World {
     /// The ghost's parent sees an end.
     pub(crate) fn told(&mut self, task: TaskId, end: GhostEnd) {
         let strict = self.setup.profile.is_gentle();
-        let Some(truth) = self.truths.get_mut(&task) else { return };
+        let Some(truth) = self.truths.get_mut(&task) else {
+            return;
+        };
         if let Some(before) = truth.told.replace(end) {
-            self.violated("P2", format!("task {task} was told to end by {before:?} and {end:?}"));
+            self.violated(
+                "P2",
+                format!("task {task} was told to end by {before:?} and {end:?}"),
+            );
             return;
         }
         self.must_be_dead(task, "P1", "reaped on the head");
-        let Some(truth) = self.truths.get(&task).cloned() else { return };
-        if truth.own_end.as_ref().is_some_and(|own| ghost_end(own) == end) {
+        let Some(truth) = self.truths.get(&task).cloned() else {
+            return;
+        };
+        if truth
+            .own_end
+            .as_ref()
+            .is_some_and(|own| ghost_end(own) == end)
+        {
             self.summary.own_ends += 1;
             return;
         }
-         if matches!(end, GhostEnd::Exit(EXIT_CLUSTER_FAILED)) {
+        if matches!(end, GhostEnd::Exit(EXIT_CLUSTER_FAILED)) {
             self.summary.failed += 1;
         }
         if truth.interfered {
@@ -147,7 +175,10 @@ impl World {
                     && !self.keeper.ghosts.contains_key(task)
                     && !self.truths.get(task).is_some_and(|truth| truth.keeper_died)
                 {
-                    wrong.push(("P1", format!("{task} lives on node {node} without its ghost")));
+                    wrong.push((
+                        "P1",
+                        format!("{task} lives on node {node} without its ghost"),
+                    ));
                 }
             }
         }
@@ -160,17 +191,37 @@ impl World {
     pub(crate) fn check_rest(&mut self) {
         let mut leaks = Vec::new();
         if let Some(head) = &self.head {
-            leaks.extend(head.reactor.jobs().map(|job| format!("the head has job {job:?}")));
+            leaks.extend(
+                head.reactor
+                    .jobs()
+                    .map(|job| format!("the head has job {job:?}")),
+            );
             for node in head.reactor.nodes().iter() {
-                leaks.extend(node.tasks.iter().map(|t| format!("{} has task {t}", node.name)));
+                leaks.extend(
+                    node.tasks
+                        .iter()
+                        .map(|t| format!("{} has task {t}", node.name)),
+                );
             }
-            leaks.extend(head.parcels.keys().map(|task| format!("the head has {task}'s parcel")));
+            leaks.extend(
+                head.parcels
+                    .keys()
+                    .map(|task| format!("the head has {task}'s parcel")),
+            );
         }
-        leaks.extend(self.keeper.ghosts.iter().map(|(task, ghost)| {
-            format!("the keeper has the ghost of {task}: {ghost:?}")
-        }));
+        leaks.extend(
+            self.keeper
+                .ghosts
+                .iter()
+                .map(|(task, ghost)| format!("the keeper has the ghost of {task}: {ghost:?}")),
+        );
         for deputy in self.keeper.deputies.values() {
-            leaks.extend(deputy.attached.iter().map(|t| format!("a deputy has task {t:?}")));
+            leaks.extend(
+                deputy
+                    .attached
+                    .iter()
+                    .map(|t| format!("a deputy has task {t:?}")),
+            );
         }
         for (node, machine) in &self.nodes {
             let Some(life) = &machine.life else { continue };

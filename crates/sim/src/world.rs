@@ -32,25 +32,76 @@ const START_MS: u64 = 1_000_000;
 pub(crate) enum Event {
     Fault(Fault),
     HeadStart,
-    HeadTick { life: u64 },
+    HeadTick {
+        life: u64,
+    },
     AgentStart(NodeId),
-    AgentTick { node: NodeId, life: u64 },
+    AgentTick {
+        node: NodeId,
+        life: u64,
+    },
     /// The next message of a connection, towards the head if `up`.
-    Net { conn: ConnId, up: bool },
+    Net {
+        conn: ConnId,
+        up: bool,
+    },
     DialTimeout(ConnId),
     /// The agent's shell tells its core.
-    Agent { node: NodeId, life: u64, event: wiglaf_node::agent::core::Event },
-    Process { node: NodeId, life: u64, task: TaskId, event: ProcessEvent },
-    HeadToKeeper { life: u64, message: ToKeeper },
-    HeadMeetsKeeper { head: u64, keeper: u64 },
-    KeeperToHead { life: u64, message: KeeperSays },
-    HeadToDeputy { keeper: u64, deputy: DeputyId, message: ToDeputy },
-    DeputyToHead { life: u64, deputy: DeputyId, message: FromDeputy },
-    DeputyStarts { keeper: u64, deputy: DeputyId },
-    GhostEnds { keeper: u64, task: TaskId, overdue: bool },
-    CommandToHead { life: u64, client: ClientId, request: Option<Request> },
-    HeadToCommand { command: usize, client: ClientId, reply: Option<Reply> },
-    CommandRetries { command: usize },
+    Agent {
+        node: NodeId,
+        life: u64,
+        event: wiglaf_node::agent::core::Event,
+    },
+    Process {
+        node: NodeId,
+        life: u64,
+        task: TaskId,
+        event: ProcessEvent,
+    },
+    HeadToKeeper {
+        life: u64,
+        message: ToKeeper,
+    },
+    HeadMeetsKeeper {
+        head: u64,
+        keeper: u64,
+    },
+    KeeperToHead {
+        life: u64,
+        message: KeeperSays,
+    },
+    HeadToDeputy {
+        keeper: u64,
+        deputy: DeputyId,
+        message: ToDeputy,
+    },
+    DeputyToHead {
+        life: u64,
+        deputy: DeputyId,
+        message: FromDeputy,
+    },
+    DeputyStarts {
+        keeper: u64,
+        deputy: DeputyId,
+    },
+    GhostEnds {
+        keeper: u64,
+        task: TaskId,
+        overdue: bool,
+    },
+    CommandToHead {
+        life: u64,
+        client: ClientId,
+        request: Option<Request>,
+    },
+    HeadToCommand {
+        command: usize,
+        client: ClientId,
+        reply: Option<Reply>,
+    },
+    CommandRetries {
+        command: usize,
+    },
 }
 
 /// What survives the head: its store.
@@ -113,7 +164,10 @@ impl World {
             queue: BTreeMap::new(),
             order: 0,
             clocks: BTreeMap::new(),
-            store: Store { next_job: 1, nodes: NodeTable::default() },
+            store: Store {
+                next_job: 1,
+                nodes: NodeTable::default(),
+            },
             head: None,
             head_lives: 0,
             keeper: Keeper::default(),
@@ -138,7 +192,9 @@ impl World {
 
     pub(crate) fn run(mut self) -> Result<Summary, Box<Violation>> {
         while !self.ended && self.violation.is_none() {
-            let Some(((at_ms, _), event)) = self.queue.pop_first() else { break };
+            let Some(((at_ms, _), event)) = self.queue.pop_first() else {
+                break;
+            };
             self.now_ms = at_ms;
             self.summary.steps += 1;
             if self.summary.steps > MAX_STEPS {
@@ -168,24 +224,49 @@ impl World {
             Event::Net { conn, up } => self.net(conn, up),
             Event::DialTimeout(conn) => self.dial_timeout(conn),
             Event::Agent { node, life, event } => self.shell_tells(node, life, event),
-            Event::Process { node, life, task, event } => {
+            Event::Process {
+                node,
+                life,
+                task,
+                event,
+            } => {
                 self.process_event(node, life, task, event);
             }
             Event::HeadToKeeper { life, message } => self.keeper_obeys(life, message),
             Event::HeadMeetsKeeper { head, keeper } => self.keeper_greets(head, keeper),
             Event::KeeperToHead { life, message } => self.head_hears_keeper(life, message),
-            Event::HeadToDeputy { keeper, deputy, message } => {
+            Event::HeadToDeputy {
+                keeper,
+                deputy,
+                message,
+            } => {
                 self.deputy_obeys(keeper, deputy, message);
             }
-            Event::DeputyToHead { life, deputy, message } => {
+            Event::DeputyToHead {
+                life,
+                deputy,
+                message,
+            } => {
                 self.head_hears_deputy(life, deputy, message);
             }
             Event::DeputyStarts { keeper, deputy } => self.deputy_starts(keeper, deputy),
-            Event::GhostEnds { keeper, task, overdue } => self.ghost_ends(keeper, task, overdue),
-            Event::CommandToHead { life, client, request } => {
+            Event::GhostEnds {
+                keeper,
+                task,
+                overdue,
+            } => self.ghost_ends(keeper, task, overdue),
+            Event::CommandToHead {
+                life,
+                client,
+                request,
+            } => {
                 self.head_hears_command(life, client, request);
             }
-            Event::HeadToCommand { command, client, reply } => {
+            Event::HeadToCommand {
+                command,
+                client,
+                reply,
+            } => {
                 self.command_hears(command, client, reply);
             }
             Event::CommandRetries { command } => self.command_retries(command),
@@ -194,7 +275,8 @@ impl World {
 
     pub(crate) fn at(&mut self, at_ms: u64, event: Event) {
         self.order += 1;
-        self.queue.insert((at_ms.max(self.now_ms), self.order), event);
+        self.queue
+            .insert((at_ms.max(self.now_ms), self.order), event);
     }
 
     pub(crate) fn after(&mut self, delay_ms: u64, event: Event) {
@@ -232,8 +314,13 @@ impl World {
         if self.violation.is_none() {
             let trace = self.trace.take().map(Vec::from).unwrap_or_default();
             let (seed, at_ms) = (self.seed, self.now_ms);
-            self.violation =
-                Some(Box::new(Violation { seed, invariant, message, at_ms, trace }));
+            self.violation = Some(Box::new(Violation {
+                seed,
+                invariant,
+                message,
+                at_ms,
+                trace,
+            }));
         }
     }
 

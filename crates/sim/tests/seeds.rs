@@ -10,7 +10,9 @@ const SEEDS: u64 = 1_000;
 const SEEDS_FOR_A_MISTAKE: u64 = 2_000;
 
 fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
+    std::env::var(variable)
+        .ok()
+        .map(|text| text.parse().expect("a number"))
 }
 
 fn sweep(setup: &Setup) -> Summary {
@@ -32,7 +34,10 @@ fn sweep(setup: &Setup) -> Summary {
                 all.leases_lost += one.leases_lost;
             }
             Err(violation) if goes_on => {
-                broken.push(format!("{seed} {} {}", violation.invariant, violation.message));
+                broken.push(format!(
+                    "{seed} {} {}",
+                    violation.invariant, violation.message
+                ));
             }
             Err(violation) => panic!("\n{violation}"),
         }
@@ -64,10 +69,20 @@ fn found(mistake: Mistake, invariant: &str) -> Violation {
 #[test]
 fn a_head_that_miscounts_leases_is_found_out() {
     let violation = found(Mistake::ShortLease(8_000), "P4");
-    assert!(violation.message.contains("is called over and lives"), "{violation}");
+    assert!(
+        violation.message.contains("is called over and lives"),
+        "{violation}"
+    );
     assert!(!violation.trace.is_empty());
-    let again = run(violation.seed, &Setup::new(Profile::Rough).with(Mistake::ShortLease(8_000)));
-    assert_eq!(again.unwrap_err().to_string(), violation.to_string(), "a seed is a run");
+    let again = run(
+        violation.seed,
+        &Setup::new(Profile::Rough).with(Mistake::ShortLease(8_000)),
+    );
+    assert_eq!(
+        again.unwrap_err().to_string(),
+        violation.to_string(),
+        "a seed is a run"
+    );
 }
 
 #[test]
@@ -79,5 +94,8 @@ fn tasks_that_outlive_their_lease_are_found_out() {
 #[test]
 fn a_ghost_that_is_reaped_before_its_task_is_over_is_found_out() {
     let violation = found(Mistake::EagerKeeper, "P1");
-    assert!(violation.message.contains("reaped on the head and lives"), "{violation}");
+    assert!(
+        violation.message.contains("reaped on the head and lives"),
+        "{violation}"
+    );
 }

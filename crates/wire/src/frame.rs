@@ -84,8 +84,14 @@ pub fn put_message<M: Serialize>(out: &mut Vec<u8>, message: &M) -> Result<(), F
 ///
 /// # Panics
 /// When `length` is beyond [`MAX_DATA_BYTES`]: our own code cut the data wrongly.
-pub fn data_prefix(header: DataHeader, length: usize) -> [u8; LENGTH_BYTES + 1 + DATA_HEADER_BYTES] {
-    assert!(length <= MAX_DATA_BYTES, "data frames are cut to MAX_DATA_BYTES");
+pub fn data_prefix(
+    header: DataHeader,
+    length: usize,
+) -> [u8; LENGTH_BYTES + 1 + DATA_HEADER_BYTES] {
+    assert!(
+        length <= MAX_DATA_BYTES,
+        "data frames are cut to MAX_DATA_BYTES"
+    );
     let mut prefix = [0; LENGTH_BYTES + 1 + DATA_HEADER_BYTES];
     let frame = u32::try_from(1 + DATA_HEADER_BYTES + length).expect("bounded just above");
     prefix[..4].copy_from_slice(&frame.to_le_bytes());
@@ -102,13 +108,19 @@ pub fn data_prefix(header: DataHeader, length: usize) -> [u8; LENGTH_BYTES + 1 +
 ///
 /// # Errors
 /// The peer sent what is no frame of this conversation.
-pub fn take<M: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(Frame<'_, M>, usize)>, FrameError> {
-    let Some(prefix) = bytes.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+pub fn take<M: DeserializeOwned>(
+    bytes: &[u8],
+) -> Result<Option<(Frame<'_, M>, usize)>, FrameError> {
+    let Some(prefix) = bytes.first_chunk::<LENGTH_BYTES>() else {
+        return Ok(None);
+    };
     let length = usize::try_from(u32::from_le_bytes(*prefix)).unwrap_or(usize::MAX);
     if length > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong(length));
     }
-    let Some(body) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + length) else { return Ok(None) };
+    let Some(body) = bytes.get(LENGTH_BYTES..LENGTH_BYTES + length) else {
+        return Ok(None);
+    };
     let frame = match body.split_first() {
         Some((&KIND_MESSAGE, payload)) => Frame::Message(postcard::from_bytes(payload)?),
         Some((&KIND_DATA, payload)) => {
@@ -129,17 +141,24 @@ pub fn take<M: DeserializeOwned>(bytes: &[u8]) -> Result<Option<(Frame<'_, M>, u
 /// The peer sent what is no frame of this conversation.
 pub fn take_data_prefix(bytes: &[u8]) -> Result<Option<(DataHeader, usize, usize)>, FrameError> {
     const PREFIX_BYTES: usize = LENGTH_BYTES + 1 + DATA_HEADER_BYTES;
-    let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
+    let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else {
+        return Ok(None);
+    };
     let (length, body) = prefix.split_at(LENGTH_BYTES);
     if body[0] != KIND_DATA {
         return Ok(None);
     }
-    let length = length.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+    let length = length
+        .iter()
+        .rev()
+        .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
     if length > MAX_FRAME_BYTES {
         return Err(FrameError::TooLong(length));
     }
     let (header, _) = take_data_header(&body[1..]).ok_or(FrameError::BadDataHeader)?;
-    let data = length.checked_sub(1 + DATA_HEADER_BYTES).ok_or(FrameError::BadDataHeader)?;
+    let data = length
+        .checked_sub(1 + DATA_HEADER_BYTES)
+        .ok_or(FrameError::BadDataHeader)?;
     Ok(Some((header, PREFIX_BYTES, data)))
 }
 
@@ -148,9 +167,19 @@ fn take_data_header(payload: &[u8]) -> Option<(DataHeader, &[u8])> {
     let (index, rest) = rest.split_first_chunk::<4>()?;
     let (stream, rest) = rest.split_first()?;
     let (offset, data) = rest.split_first_chunk::<8>()?;
-    let task = TaskId { job: JobId(u64::from_le_bytes(*job)), index: u32::from_le_bytes(*index) };
+    let task = TaskId {
+        job: JobId(u64::from_le_bytes(*job)),
+        index: u32::from_le_bytes(*index),
+    };
     let stream = Stream::from_number(*stream)?;
-    Some((DataHeader { task, stream, offset: u64::from_le_bytes(*offset) }, data))
+    Some((
+        DataHeader {
+            task,
+            stream,
+            offset: u64::from_le_bytes(*offset),
+        },
+        data,
+    ))
 }
 
 #[cfg(test)]
@@ -159,7 +188,10 @@ mod tests {
     use proptest::prelude::*;
 
     const HEADER: DataHeader = DataHeader {
-        task: TaskId { job: JobId(7), index: 3 },
+        task: TaskId {
+            job: JobId(7),
+            index: 3,
+        },
         stream: Stream::Output,
         offset: 1 << 40,
     };
@@ -180,7 +212,10 @@ mod tests {
     #[test]
     fn a_length_is_bounded_before_it_is_trusted() {
         let bytes = u32::MAX.to_le_bytes();
-        assert!(matches!(take::<String>(&bytes), Err(FrameError::TooLong(_))));
+        assert!(matches!(
+            take::<String>(&bytes),
+            Err(FrameError::TooLong(_))
+        ));
     }
 
     #[test]

@@ -81,7 +81,11 @@ impl LaunchSpec {
 
     /// The command as a person would type it, for lists and messages.
     pub fn command_line(&self) -> String {
-        let words: Vec<_> = self.argv.iter().map(|word| String::from_utf8_lossy(word)).collect();
+        let words: Vec<_> = self
+            .argv
+            .iter()
+            .map(|word| String::from_utf8_lossy(word))
+            .collect();
         words.join(" ")
     }
 }

@@ -33,7 +33,10 @@ pub enum Status {
 impl Status {
     /// The cluster failed this task.
     pub fn cluster_failed(reason: impl Into<String>) -> Status {
-        Status::Failed { code: EXIT_CLUSTER_FAILED, reason: reason.into() }
+        Status::Failed {
+            code: EXIT_CLUSTER_FAILED,
+            reason: reason.into(),
+        }
     }
 
     /// The status as one exit code, as a shell tells it in `$?`.

@@ -52,7 +52,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         return Err(CommandError::new("nothing to change was given").hint("bpctl -S all -m 0100"));
     }
     let list = nodes::list(None)?;
-    let names: Vec<_> = select(&list, &args.nodes)?.iter().map(|n| n.name.clone()).collect();
+    let names: Vec<_> = select(&list, &args.nodes)?
+        .iter()
+        .map(|n| n.name.clone())
+        .collect();
     for change in changes {
         node::set(&names.join(","), change)?;
     }
@@ -60,6 +63,5 @@ pub(crate) fn run(args: &Args) -> CommandResult {
 }
 
 fn id(name: &str, file: &str, what: &str) -> Result<u32, CommandError> {
-    output::id_of(name, file)
-        .ok_or_else(|| CommandError::new(format!("there is no {what} {name}")))
+    output::id_of(name, file).ok_or_else(|| CommandError::new(format!("there is no {what} {name}")))
 }

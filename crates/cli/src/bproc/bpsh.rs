@@ -9,8 +9,8 @@ use wiglaf_wire::client::NodeState;
 
 use super::{HEAD_NUMBER, select};
 use crate::CommandResult;
-use crate::commands::run::{self, Prefix, Show};
 use crate::commands::nodes;
+use crate::commands::run::{self, Prefix, Show};
 use crate::error::CommandError;
 
 /// What bpsh exits with when a process or the cluster ended abnormally.
@@ -69,7 +69,9 @@ pub(crate) fn run(args: Args) -> CommandResult {
         Some(words.remove(0).to_string_lossy().into_owned())
     };
     if words.is_empty() {
-        return Err(CommandError::new("no command is given").hint("bpsh 1 uname -a").code(ABNORMAL));
+        return Err(CommandError::new("no command is given")
+            .hint("bpsh 1 uname -a")
+            .code(ABNORMAL));
     }
     let command = redirected(&args, words);
     if set.as_deref() == Some(&HEAD_NUMBER.to_string()) {
@@ -89,11 +91,20 @@ pub(crate) fn run(args: Args) -> CommandResult {
             .collect(),
     };
     if chosen.is_empty() {
-        return Err(CommandError::new("no node is up").hint("`bpstat` shows them").code(ABNORMAL));
+        return Err(CommandError::new("no node is up")
+            .hint("`bpstat` shows them")
+            .code(ABNORMAL));
     }
-    let prefix = if args.prefix { Prefix::Number } else { Prefix::None };
+    let prefix = if args.prefix {
+        Prefix::Number
+    } else {
+        Prefix::None
+    };
     let show = if args.sequential || args.divider {
-        Show::InTurn { prefix, dividers: args.divider }
+        Show::InTurn {
+            prefix,
+            dividers: args.divider,
+        }
     } else if args.prefix || args.line_buffer {
         Show::Lines(prefix)
     } else {
@@ -101,9 +112,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
     };
     let names: Vec<_> = chosen.iter().map(|node| node.name.clone()).collect();
     let with_stdin = !(args.no_stdin || args.no_io);
-    let request =
-        run::Args::for_bpsh(names.join(","), command, show, args.buffer, with_stdin);
-    let request = if args.no_io { request.discarding_output() } else { request };
+    let request = run::Args::for_bpsh(names.join(","), command, show, args.buffer, with_stdin);
+    let request = if args.no_io {
+        request.discarding_output()
+    } else {
+        request
+    };
     match run::run(request) {
         Ok(code) if code > 128 => Ok(ABNORMAL),
         Ok(code) => Ok(code),

@@ -59,13 +59,24 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     } else if args.number {
         chosen.iter().map(|node| node.id.to_string()).collect()
     } else if args.address {
-        chosen.iter().map(|node| node.machine.address.clone()).collect()
+        chosen
+            .iter()
+            .map(|node| node.machine.address.clone())
+            .collect()
     } else if args.status {
-        chosen.iter().map(|node| node.state.name().to_owned()).collect()
+        chosen
+            .iter()
+            .map(|node| node.state.name().to_owned())
+            .collect()
     } else {
         table(&chosen, args.long)
     };
-    output::print(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+    output::print(
+        &lines
+            .iter()
+            .map(|line| format!("{line}\n"))
+            .collect::<String>(),
+    )?;
     Ok(0)
 }
 
@@ -89,7 +100,11 @@ fn table(nodes: &[&NodeInfo], long: bool) -> Vec<String> {
             None => groups.push((rest, vec![node.id.0])),
         }
     }
-    lines.extend(groups.iter().map(|(rest, numbers)| line(&ranges(numbers), rest)));
+    lines.extend(
+        groups
+            .iter()
+            .map(|(rest, numbers)| line(&ranges(numbers), rest)),
+    );
     lines
 }
 
@@ -105,7 +120,11 @@ fn ranges(numbers: &[u32]) -> String {
     let texts: Vec<_> = parts
         .iter()
         .map(|(first, last)| {
-            if first == last { first.to_string() } else { format!("{first}-{last}") }
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}-{last}")
+            }
         })
         .collect();
     texts.join(",")
@@ -116,12 +135,19 @@ fn processes(nodes: &[NodeInfo], augment: bool) -> CommandResult {
         Reply::Processes { list, .. } => list,
         other => return Err(CommandError::from_reply(other)),
     };
-    let number = |name: &str| nodes.iter().find(|node| node.name == name).map(|node| node.id.0);
+    let number = |name: &str| {
+        nodes
+            .iter()
+            .find(|node| node.name == name)
+            .map(|node| node.id.0)
+    };
     let mut text = String::new();
     if augment {
         for line in std::io::stdin().lock().lines() {
             let line = line?;
-            let pid = line.split_whitespace().find_map(|word| word.parse::<i32>().ok());
+            let pid = line
+                .split_whitespace()
+                .find_map(|word| word.parse::<i32>().ok());
             let found = list.iter().find(|info| Some(info.process.pid.0) == pid);
             let node = found.and_then(|info| number(&info.node));
             let node = node.map_or_else(String::new, |node| node.to_string());

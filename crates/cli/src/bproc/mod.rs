@@ -21,7 +21,10 @@ use crate::error::CommandError;
 pub(crate) const HEAD_NUMBER: i32 = -1;
 
 #[derive(Parser)]
-#[command(name = "bpcp", about = "Copy files from and to nodes: PATH or NODE:PATH, node -1 is the head")]
+#[command(
+    name = "bpcp",
+    about = "Copy files from and to nodes: PATH or NODE:PATH, node -1 is the head"
+)]
 struct Bpcp {
     #[command(flatten)]
     args: cp::Args,
@@ -42,8 +45,12 @@ pub(crate) fn run(name: &str, words: &[OsString]) -> Option<CommandResult> {
 fn by_number(mut args: cp::Args) -> CommandResult {
     let list = nodes::list(None)?;
     for path in [&mut args.from, &mut args.to] {
-        let Some((number, rest)) = path.split_once(':') else { continue };
-        let Ok(number) = number.parse::<i32>() else { continue };
+        let Some((number, rest)) = path.split_once(':') else {
+            continue;
+        };
+        let Ok(number) = number.parse::<i32>() else {
+            continue;
+        };
         *path = if number == HEAD_NUMBER {
             rest.to_owned()
         } else {
@@ -70,9 +77,10 @@ fn select<'a>(list: &'a [NodeInfo], text: &str) -> Result<Vec<&'a NodeInfo>, Com
     }
     match parse_bproc(text)? {
         BprocNodes::All => Ok(list.iter().collect()),
-        BprocNodes::Numbers(numbers) => {
-            numbers.into_iter().map(|number| find(list, number)).collect()
-        }
+        BprocNodes::Numbers(numbers) => numbers
+            .into_iter()
+            .map(|number| find(list, number))
+            .collect(),
     }
 }
 

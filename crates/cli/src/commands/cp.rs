@@ -12,7 +12,9 @@ use crate::error::CommandError;
 /// Nodes see this machine's files anyway; this is for what is the node's own, such as its /run or
 /// /dev/shm. A path on a node is written NODE:PATH; the files are read and written as you.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  wiglaf cp data.bin n1:/dev/shm/data.bin\n  wiglaf cp -r n2:/run/result ./result")]
+#[command(
+    after_help = "Examples:\n  wiglaf cp data.bin n1:/dev/shm/data.bin\n  wiglaf cp -r n2:/run/result ./result"
+)]
 pub(crate) struct Args {
     /// Whole directories
     #[arg(short, long)]
@@ -32,9 +34,15 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     }
     let (pack, unpack) = if args.recursive {
         // The directory's contents, so that TO is the copy whatever its name is.
-        (vec!["tar", "-C", from, "-cf", "-", "."], vec!["tar", "-C", to, "-xpf", "-"])
+        (
+            vec!["tar", "-C", from, "-cf", "-", "."],
+            vec!["tar", "-C", to, "-xpf", "-"],
+        )
     } else {
-        (vec!["cat", "--", from], vec!["dd", "bs=256K", "status=none"])
+        (
+            vec!["cat", "--", from],
+            vec!["dd", "bs=256K", "status=none"],
+        )
     };
     let target = format!("of={to}");
     let mut unpack = unpack;
@@ -46,9 +54,14 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     } else {
         unpack.push(&target);
     }
-    let mut reader =
-        stage(from_node, &pack)?.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).spawn()?;
-    let pipe = reader.stdout.take().ok_or_else(|| CommandError::new("no pipe"))?;
+    let mut reader = stage(from_node, &pack)?
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let pipe = reader
+        .stdout
+        .take()
+        .ok_or_else(|| CommandError::new("no pipe"))?;
     let written = stage(to_node, &unpack)?.stdin(pipe).status()?;
     let read = reader.wait()?;
     Ok(exit_code(read).max(exit_code(written)))

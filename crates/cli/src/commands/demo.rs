@@ -16,7 +16,10 @@ pub(crate) struct Args {}
 struct Stop(&'static str, &'static [&'static str]);
 
 const TOUR: &[Stop] = &[
-    Stop("Four virtual nodes on this machine. Nothing is installed on them.", &["wiglaf nodes"]),
+    Stop(
+        "Four virtual nodes on this machine. Nothing is installed on them.",
+        &["wiglaf nodes"],
+    ),
     Stop(
         "Any command runs on any node: as you, in your directory, with your environment.",
         &[
@@ -41,7 +44,10 @@ const TOUR: &[Stop] = &[
     ),
     Stop(
         "Eight tasks where there is room; equal outputs gathered.",
-        &["wiglaf run -n 8 -l sh -c 'echo task $WIGLAF_RANK of $WIGLAF_SIZE'", "wiglaf run -a -b uname -sr"],
+        &[
+            "wiglaf run -n 8 -l sh -c 'echo task $WIGLAF_RANK of $WIGLAF_SIZE'",
+            "wiglaf run -a -b uname -sr",
+        ],
     ),
     Stop(
         "When a launcher is killed, nothing keeps spinning on the node.",
@@ -59,11 +65,15 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
     let _ = std::fs::remove_dir_all(&place.dir);
     let code = result?;
     if down.is_ok_and(|status| status.success()) {
-        output::print("\nEverything is taken down again. Next: `wiglaf up -n 4`, or the README.\n")?;
+        output::print(
+            "\nEverything is taken down again. Next: `wiglaf up -n 4`, or the README.\n",
+        )?;
         Ok(code)
     } else {
-        Err(CommandError::new("the demo's cluster could not be taken down")
-            .hint(format!("its files were in {}", place.dir.display())))
+        Err(
+            CommandError::new("the demo's cluster could not be taken down")
+                .hint(format!("its files were in {}", place.dir.display())),
+        )
     }
 }
 
@@ -86,8 +96,10 @@ fn show(place: &Place, command: &str) -> Result<(), CommandError> {
     if status.success() {
         Ok(())
     } else {
-        Err(CommandError::new("the tour stops here: the last command failed")
-            .hint("what is missing is said above; nothing is left running"))
+        Err(
+            CommandError::new("the tour stops here: the last command failed")
+                .hint("what is missing is said above; nothing is left running"),
+        )
     }
 }
 
@@ -100,9 +112,10 @@ impl Place {
     fn make() -> Result<Place, CommandError> {
         let pid = std::process::id();
         let dir = std::env::temp_dir().join(format!("wiglaf-demo-{pid}"));
-        std::fs::DirBuilder::new().mode(0o755).create(&dir).map_err(|error| {
-            CommandError::new(format!("{}: {error}", dir.display()))
-        })?;
+        std::fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&dir)
+            .map_err(|error| CommandError::new(format!("{}: {error}", dir.display())))?;
         let bin = dir.join("bin");
         std::fs::DirBuilder::new().mode(0o755).create(&bin)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, bin.join("wiglaf"))?;

@@ -52,8 +52,9 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
     daemons::end(&processes);
     remove_traces(&layout)?;
     if !found {
-        return Err(CommandError::new("no cluster is running here")
-            .hint("`wiglaf up -n 4` starts one"));
+        return Err(
+            CommandError::new("no cluster is running here").hint("`wiglaf up -n 4` starts one")
+        );
     }
     Ok(0)
 }
@@ -69,7 +70,9 @@ fn dial_keeper(layout: &Layout) -> Option<OwnedFd> {
 
 /// For a cluster whose head has died.
 fn end_keeper(socket: OwnedFd) {
-    let Ok(mut channel) = Channel::<FromKeeper, ToKeeper>::new(socket) else { return };
+    let Ok(mut channel) = Channel::<FromKeeper, ToKeeper>::new(socket) else {
+        return;
+    };
     let text = "the cluster was ended (`wiglaf down`)".to_owned();
     let sent = channel
         .queue(&ToKeeper::Shutdown { text }, Vec::new())

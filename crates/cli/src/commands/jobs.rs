@@ -65,7 +65,8 @@ pub(crate) fn run(args: &Args) -> CommandResult {
                 row.job.to_string(),
                 row.user.clone(),
                 row.state.to_owned(),
-                row.exit_code.map_or_else(String::new, |code| code.to_string()),
+                row.exit_code
+                    .map_or_else(String::new, |code| code.to_string()),
                 row.tasks.len().to_string(),
                 row.command.clone(),
             ]
@@ -77,7 +78,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
 
 /// A job's exit code: the largest of its tasks', once all have ended.
 pub(crate) fn exit_code(job: &JobInfo) -> Option<u8> {
-    let codes = job.tasks.iter().map(|task| task.ended.as_ref().map(|(s, _)| s.exit_code()));
+    let codes = job
+        .tasks
+        .iter()
+        .map(|task| task.ended.as_ref().map(|(s, _)| s.exit_code()));
     codes.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 

@@ -58,7 +58,9 @@ pub(crate) const SIGNALS: [(&str, u8); 31] = [
 
 pub(crate) fn parse_signal(text: &str) -> Result<u8, String> {
     if let Ok(number) = text.parse::<u8>() {
-        return (number <= 64).then_some(number).ok_or_else(|| "signals go up to 64".into());
+        return (number <= 64)
+            .then_some(number)
+            .ok_or_else(|| "signals go up to 64".into());
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -73,7 +75,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     let mut head = Head::connect()?;
     let mut code = 0;
     for pid in &args.pids {
-        let request = Request::Signal { pid: Pid(*pid), signal: args.signal };
+        let request = Request::Signal {
+            pid: Pid(*pid),
+            signal: args.signal,
+        };
         match head.ask(&request)? {
             Reply::Done => {}
             other => {

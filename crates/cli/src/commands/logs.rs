@@ -29,7 +29,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> CommandResult {
     let mut head = Head::connect()?;
-    let request = Request::Logs { job: JobId(args.job), index: args.task };
+    let request = Request::Logs {
+        job: JobId(args.job),
+        index: args.task,
+    };
     let mut running = is_running(&mut head, &request)?;
     let mut out: File = head.descriptor()?.into();
     let mut err: File = head.descriptor()?.into();

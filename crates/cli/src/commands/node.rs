@@ -97,7 +97,14 @@ fn parse_mode(text: &str) -> Result<u32, String> {
 pub(crate) fn run(args: Args) -> CommandResult {
     match args.action {
         Action::Show { node, json } => show(&node, json),
-        Action::Set { nodes, state, user, group, mode, slots } => {
+        Action::Set {
+            nodes,
+            state,
+            user,
+            group,
+            mode,
+            slots,
+        } => {
             let mut changes = Vec::new();
             changes.extend(state.map(NodeChange::State));
             if let Some(user) = user {
@@ -112,20 +119,28 @@ pub(crate) fn run(args: Args) -> CommandResult {
                 return Err(CommandError::new("nothing to change was given")
                     .hint("for example: wiglaf node set n1 --slots 8"));
             }
-            changes.into_iter().try_for_each(|change| set(&nodes, change))?;
+            changes
+                .into_iter()
+                .try_for_each(|change| set(&nodes, change))?;
             Ok(0)
         }
         Action::Drain { nodes } => set(&nodes, NodeChange::Drain).map(|()| 0),
         Action::Resume { nodes } => set(&nodes, NodeChange::Resume).map(|()| 0),
         Action::Token { valid } => {
-            let request = Request::MakeToken { valid_ms: valid.saturating_mul(60_000) };
+            let request = Request::MakeToken {
+                valid_ms: valid.saturating_mul(60_000),
+            };
             match Head::connect()?.ask(&request)? {
                 Reply::Token(token) => output::print(&format!("{token}\n"))?,
                 other => return Err(CommandError::from_reply(other)),
             }
             Ok(0)
         }
-        Action::Agent { head, token_file, name } => agent(&head, token_file, name),
+        Action::Agent {
+            head,
+            token_file,
+            name,
+        } => agent(&head, token_file, name),
     }
 }
 
@@ -136,7 +151,10 @@ fn id(name: &str, file: &str, what: &str) -> Result<u32, CommandError> {
 }
 
 pub(crate) fn set(nodes: &str, change: NodeChange) -> Result<(), CommandError> {
-    match Head::connect()?.ask(&Request::SetNodes { nodes: nodes.to_owned(), change })? {
+    match Head::connect()?.ask(&Request::SetNodes {
+        nodes: nodes.to_owned(),
+        change,
+    })? {
         Reply::Done => Ok(()),
         other => Err(CommandError::from_reply(other)),
     }
@@ -151,7 +169,11 @@ fn show(name: &str, json: bool) -> CommandResult {
         output::json(&nodes::row(node))?;
         return Ok(0);
     }
-    let kind = if node.is_virtual { "virtual, on this machine" } else { "a machine of its own" };
+    let kind = if node.is_virtual {
+        "virtual, on this machine"
+    } else {
+        "a machine of its own"
+    };
     let text = format!(
         "{name}: {} ({kind})\n  number   {}\n  owner    {}:{} mode {:03o}\n  tasks    {} of {} \
          slots\n  load     {}.{:02}\n  memory   {} free of {}\n  machine  {} cpus, {}, Linux {}\n  \
@@ -200,7 +222,9 @@ fn resolve(text: &str) -> Result<SocketAddr, CommandError> {
     let (host, port) = match text.parse::<SocketAddr>() {
         Ok(address) => return Ok(address),
         Err(_) => match text.rsplit_once(':') {
-            Some((host, port)) if !host.contains(':') => (host, port.parse().map_err(|_| bad(text))?),
+            Some((host, port)) if !host.contains(':') => {
+                (host, port.parse().map_err(|_| bad(text))?)
+            }
             _ => (text, DEFAULT_PORT),
         },
     };

@@ -69,8 +69,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
 /// Depth first, each process with its depth in its tree.
 fn as_trees(list: Vec<ProcessInfo>) -> Vec<(usize, ProcessInfo)> {
     let mut children: BTreeMap<(String, i32), Vec<ProcessInfo>> = BTreeMap::new();
-    let known: std::collections::BTreeSet<_> =
-        list.iter().map(|info| (info.node.clone(), info.process.pid.0)).collect();
+    let known: std::collections::BTreeSet<_> = list
+        .iter()
+        .map(|info| (info.node.clone(), info.process.pid.0))
+        .collect();
     let mut roots = Vec::new();
     for info in list {
         let parent = (info.node.clone(), info.process.parent.0);
@@ -143,5 +145,9 @@ fn print_table(rows: &[(usize, ProcessInfo)]) -> Result<(), CommandError> {
 
 fn clock(seconds: u64) -> String {
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
 }

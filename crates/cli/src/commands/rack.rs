@@ -32,7 +32,9 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     let cluster = daemons::status(&mut head)?.cluster;
     let config = Hold {
         tag: cluster,
-        names: (1..=args.nodes).map(|number| format!("n{number}")).collect(),
+        names: (1..=args.nodes)
+            .map(|number| format!("n{number}"))
+            .collect(),
         through_view: args.view,
         hidden: vec![layout.run.clone(), layout.state.clone()],
     };

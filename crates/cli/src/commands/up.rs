@@ -36,8 +36,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     layout.make()?;
     let mut head = daemons::ensure_head(&layout)?;
     if daemons::status(&mut head)?.rack_pid.is_some() {
-        return Err(CommandError::new("this cluster has its virtual nodes already")
-            .hint("`wiglaf nodes` shows them; `wiglaf down` ends them"));
+        return Err(
+            CommandError::new("this cluster has its virtual nodes already")
+                .hint("`wiglaf nodes` shows them; `wiglaf down` ends them"),
+        );
     }
     let count = args.nodes.to_string();
     let mut options = vec!["--nodes", &count];
@@ -48,7 +50,11 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     let started = Instant::now();
     while up(&mut head)?.len() < usize::try_from(args.nodes)? {
         if let Some(status) = rack.try_wait()? {
-            return Err(daemons::failed(&layout, "rack", &format!("ended ({status})")));
+            return Err(daemons::failed(
+                &layout,
+                "rack",
+                &format!("ended ({status})"),
+            ));
         }
         if started.elapsed() > JOIN_WAIT {
             return Err(give_up(&layout, &mut rack));

@@ -21,7 +21,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
-    let job = match Head::connect()?.ask(&Request::WaitJob { job: JobId(args.job) })? {
+    let job = match Head::connect()?.ask(&Request::WaitJob {
+        job: JobId(args.job),
+    })? {
         Reply::JobEnded(job) => job,
         other => return Err(CommandError::from_reply(other)),
     };

@@ -72,7 +72,11 @@ impl Cluster {
         if let User::Id(id) = owner {
             std::os::unix::fs::chown(&dir, Some(id), Some(id)).expect("root gives it away");
         }
-        Cluster { dir, owner, down: false }
+        Cluster {
+            dir,
+            owner,
+            down: false,
+        }
     }
 
     /// The command, as the cluster's owner.
@@ -101,7 +105,11 @@ impl Cluster {
     }
 
     fn equip(&self, command: &mut Command) {
-        let bin = wiglaf().parent().expect("the binary is in a directory").display().to_string();
+        let bin = wiglaf()
+            .parent()
+            .expect("the binary is in a directory")
+            .display()
+            .to_string();
         command
             .env("WIGLAF_DIR", &self.dir)
             .env("PATH", format!("{bin}:/usr/bin:/bin:/usr/sbin:/sbin"))
@@ -154,7 +162,12 @@ impl Cluster {
     /// The agents' processes in the head's table: children of this cluster's rack.
     pub(crate) fn agent(&self, name: &str) -> i32 {
         let rack = fs::read_to_string(self.dir.join("run/rack.pid")).expect("a rack runs");
-        let rack: i32 = rack.split(' ').next().expect("a PID").parse().expect("a number");
+        let rack: i32 = rack
+            .split(' ')
+            .next()
+            .expect("a PID")
+            .parse()
+            .expect("a number");
         children(rack)
             .into_iter()
             .find(|pid| command_line(*pid).contains(&format!("agent {name}")))
@@ -165,7 +178,9 @@ impl Cluster {
     pub(crate) fn remote_commands(&self) -> Vec<String> {
         let list = self.json(&["ps", "--json"]);
         let list = list.as_array().expect("a list");
-        list.iter().map(|row| row["command"].as_str().expect("a text").to_owned()).collect()
+        list.iter()
+            .map(|row| row["command"].as_str().expect("a text").to_owned())
+            .collect()
     }
 
     /// Ends the cluster and shows that nothing of it remains.
@@ -178,7 +193,11 @@ impl Cluster {
             return;
         }
         let output = self.wiglaf(&["down"]);
-        assert!(output.status.success(), "down failed: {}", text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "down failed: {}",
+            text(&output.stderr)
+        );
         self.assert_nothing_left();
         let _ = fs::remove_dir_all(&self.dir);
     }
@@ -197,17 +216,33 @@ impl Cluster {
                 .map(|pid| format!("process {pid}: {}", command_line(pid)))
                 .collect();
             let sockets = fs::read_to_string("/proc/net/unix").expect("readable");
-            found.extend(sockets.lines().filter(|l| l.contains(&marker)).map(str::to_owned));
+            found.extend(
+                sockets
+                    .lines()
+                    .filter(|l| l.contains(&marker))
+                    .map(str::to_owned),
+            );
             let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
-            found.extend(mounts.lines().filter(|l| l.contains(&marker)).map(str::to_owned));
-            for file in fs::read_dir(self.dir.join("run")).into_iter().flatten().flatten() {
+            found.extend(
+                mounts
+                    .lines()
+                    .filter(|l| l.contains(&marker))
+                    .map(str::to_owned),
+            );
+            for file in fs::read_dir(self.dir.join("run"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 found.push(format!("file {}", file.path().display()));
             }
             found
         };
-        wait_for("nothing of the cluster to be left", || remains().is_empty(), || {
-            format!("{:#?}", remains())
-        });
+        wait_for(
+            "nothing of the cluster to be left",
+            || remains().is_empty(),
+            || format!("{:#?}", remains()),
+        );
     }
 }
 
@@ -218,7 +253,10 @@ impl Drop for Cluster {
                 let _ = self.command(&["down"]).output();
                 for log in ["head", "keeper", "rack"] {
                     let path = self.dir.join(format!("state/{log}.log"));
-                    println!("--- {log}.log\n{}", fs::read_to_string(path).unwrap_or_default());
+                    println!(
+                        "--- {log}.log\n{}",
+                        fs::read_to_string(path).unwrap_or_default()
+                    );
                 }
             }
             let _ = fs::remove_dir_all(&self.dir);
@@ -239,7 +277,9 @@ pub(crate) fn as_user(user: User, program: &Path) -> Command {
         User::Id(id) => {
             let mut command = Command::new("setpriv");
             let (uid, gid) = (format!("--reuid={id}"), format!("--regid={id}"));
-            command.args([&uid, &gid, "--clear-groups", "--"]).arg(program);
+            command
+                .args([&uid, &gid, "--clear-groups", "--"])
+                .arg(program);
             command
         }
     }
@@ -255,7 +295,10 @@ pub(crate) fn output_of(mut command: Command) -> Output {
     let pid = i32::try_from(child.id()).expect("a PID");
     let (done, watched) = std::sync::mpsc::channel::<()>();
     let watchdog = std::thread::spawn(move || {
-        if watched.recv_timeout(PATIENCE).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if watched
+            .recv_timeout(PATIENCE)
+            .is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout)
+        {
             let _ = wiglaf_linux::process::kill(pid, 9);
             return true;
         }
@@ -264,7 +307,12 @@ pub(crate) fn output_of(mut command: Command) -> Output {
     let output = child.wait_with_output().expect("it can be waited for");
     drop(done);
     let late = watchdog.join().expect("the watchdog does not panic");
-    assert!(!late, "{command:?} did not end: {}{}", text(&output.stdout), text(&output.stderr));
+    assert!(
+        !late,
+        "{command:?} did not end: {}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     output
 }
 
@@ -297,7 +345,10 @@ pub(crate) fn command_line(pid: i32) -> String {
 /// State letter of proc_pid_stat(5); `-` for no process.
 pub(crate) fn state(pid: i32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('-')
+    stat.rsplit(") ")
+        .next()
+        .and_then(|rest| rest.chars().next())
+        .unwrap_or('-')
 }
 
 pub(crate) fn children(pid: i32) -> Vec<i32> {
@@ -305,7 +356,9 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
         .into_iter()
         .filter(|child| {
             let stat = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-            stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok())
+            stat.rsplit(") ")
+                .next()
+                .and_then(|rest| rest.split(' ').nth(1)?.parse().ok())
                 == Some(pid)
         })
         .collect()

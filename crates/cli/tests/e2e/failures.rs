@@ -45,7 +45,11 @@ fn load(cluster: &Cluster) -> Load {
         let _ = stdout.read_to_end(&mut all);
         all
     });
-    Load { child, writer, reader }
+    Load {
+        child,
+        writer,
+        reader,
+    }
 }
 
 impl Load {
@@ -65,12 +69,17 @@ fn expected() -> Vec<u8> {
 }
 
 fn daemon(cluster: &Cluster, title: &str) -> i32 {
-    *cluster.daemon(title).first().unwrap_or_else(|| panic!("no {title}"))
+    *cluster
+        .daemon(title)
+        .first()
+        .unwrap_or_else(|| panic!("no {title}"))
 }
 
 #[test]
 fn p4_killing_the_head_loses_nothing_to_the_byte() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     let load = load(&cluster);
     let mut sleeper = cluster.spawn(&["run", "-w", "n2", "sh", "-c", "sleep 3; exit 33"]);
     std::thread::sleep(Duration::from_millis(300));
@@ -79,30 +88,55 @@ fn p4_killing_the_head_loses_nothing_to_the_byte() {
         kill(head, SIGKILL).unwrap();
         wait_for(
             "another head",
-            || cluster.daemon("wiglaf: head").iter().any(|pid| *pid != head) && cluster.wiglaf(&["nodes", "--wait", "2"]).status.success(),
+            || {
+                cluster
+                    .daemon("wiglaf: head")
+                    .iter()
+                    .any(|pid| *pid != head)
+                    && cluster.wiglaf(&["nodes", "--wait", "2"]).status.success()
+            },
             String::new,
         );
     }
     // The restarted head knows the old tasks and takes new ones.
-    assert!(cluster.remote_commands().iter().any(|command| command == "cat"));
+    assert!(
+        cluster
+            .remote_commands()
+            .iter()
+            .any(|command| command == "cat")
+    );
     assert_eq!(cluster.ok(&["run", "-w", "n1", "echo", "new"]), "new\n");
     let (status, all) = load.finish();
     assert!(status.success(), "{status}");
-    assert!(all == expected(), "{} bytes of {}", all.len(), expected().len());
+    assert!(
+        all == expected(),
+        "{} bytes of {}",
+        all.len(),
+        expected().len()
+    );
     assert_eq!(sleeper.wait().unwrap().code(), Some(33));
     cluster.down();
 }
 
 #[test]
 fn p4_a_head_killed_while_commands_are_launched_loses_none() {
-    let Some(cluster) = Cluster::start(2) else { return };
-    let script = "for i in $(seq 60); do wiglaf run sh -c \"echo $i; exit 0\" || echo failed $i $?; done";
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    let script =
+        "for i in $(seq 60); do wiglaf run sh -c \"echo $i; exit 0\" || echo failed $i $?; done";
     let runner = {
         let mut command = std::process::Command::new("/bin/bash");
         command
             .args(["-c", script])
             .env("WIGLAF_DIR", &cluster.dir)
-            .env("PATH", format!("{}:/usr/bin:/bin", crate::cluster::wiglaf().parent().unwrap().display()))
+            .env(
+                "PATH",
+                format!(
+                    "{}:/usr/bin:/bin",
+                    crate::cluster::wiglaf().parent().unwrap().display()
+                ),
+            )
             .stdin(Stdio::null());
         std::thread::spawn(move || crate::cluster::output_of(command))
     };
@@ -120,52 +154,100 @@ fn p4_a_head_killed_while_commands_are_launched_loses_none() {
 
 #[test]
 fn p4_killing_the_keeper_ends_tasks_with_125_and_the_reason() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let child = cluster.spawn(&["run", "sleep", "9991"]);
-    wait_for("the task", || !cluster.remote_commands().is_empty(), String::new);
+    wait_for(
+        "the task",
+        || !cluster.remote_commands().is_empty(),
+        String::new,
+    );
     kill(daemon(&cluster, "wiglaf: keeper"), SIGKILL).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("keeper has died"), "{}", text(&output.stderr));
-    wait_for("the remote's end", || cluster.remote_commands().is_empty(), String::new);
+    assert!(
+        text(&output.stderr).contains("keeper has died"),
+        "{}",
+        text(&output.stderr)
+    );
+    wait_for(
+        "the remote's end",
+        || cluster.remote_commands().is_empty(),
+        String::new,
+    );
     assert_eq!(cluster.ok(&["run", "echo", "new"]), "new\n");
     cluster.down();
 }
 
 #[test]
 fn p4_killing_a_deputy_ends_its_tasks_with_125_and_no_others() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut others = cluster.spawn(&["run", "sh", "-c", "sleep 2; exit 44"]);
-    let mut alices = cluster.command_as(ALICE, &["run", "sleep", "9992"]).spawn().unwrap();
-    wait_for("the task", || cluster.remote_commands().iter().any(|c| c == "sleep 9992"), String::new);
+    let mut alices = cluster
+        .command_as(ALICE, &["run", "sleep", "9992"])
+        .spawn()
+        .unwrap();
+    wait_for(
+        "the task",
+        || cluster.remote_commands().iter().any(|c| c == "sleep 9992"),
+        String::new,
+    );
     kill(daemon(&cluster, "wiglaf: deputy 54321"), SIGKILL).unwrap();
     assert_eq!(alices.wait().unwrap().code(), Some(125));
     assert_eq!(others.wait().unwrap().code(), Some(44));
-    assert!(!cluster.remote_commands().iter().any(|command| command == "sleep 9992"));
+    assert!(
+        !cluster
+            .remote_commands()
+            .iter()
+            .any(|command| command == "sleep 9992")
+    );
     cluster.down();
 }
 
 #[test]
 fn p4_killing_an_agent_ends_its_nodes_tasks_with_125_and_a_sentence() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     let dying = cluster.spawn(&["run", "-w", "n1", "sleep", "9993"]);
     let mut living = cluster.spawn(&["run", "-w", "n2", "sh", "-c", "sleep 2; exit 45"]);
-    wait_for("the tasks", || cluster.remote_commands().len() >= 2, String::new);
+    wait_for(
+        "the tasks",
+        || cluster.remote_commands().len() >= 2,
+        String::new,
+    );
     kill(cluster.agent("n1"), SIGKILL).unwrap();
     let output = dying.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("n1 died"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("n1 died"),
+        "{}",
+        text(&output.stderr)
+    );
     assert_eq!(living.wait().unwrap().code(), Some(45));
     let refused = cluster.wiglaf(&["run", "-w", "n1", "true"]);
-    assert!(text(&refused.stderr).contains("n1 is down"), "{}", text(&refused.stderr));
+    assert!(
+        text(&refused.stderr).contains("n1 is down"),
+        "{}",
+        text(&refused.stderr)
+    );
     cluster.down();
 }
 
 #[test]
 fn killing_the_rack_takes_its_nodes_down_and_down_cleans_up() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     let child = cluster.spawn(&["run", "-w", "n2", "sleep", "9994"]);
-    wait_for("the task", || !cluster.remote_commands().is_empty(), String::new);
+    wait_for(
+        "the task",
+        || !cluster.remote_commands().is_empty(),
+        String::new,
+    );
     kill(daemon(&cluster, "wiglaf: rack"), SIGKILL).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(125));
     cluster.down();
@@ -173,20 +255,36 @@ fn killing_the_rack_takes_its_nodes_down_and_down_cleans_up() {
 
 #[test]
 fn killing_the_parent_of_several_ghosts_ends_them_all() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     let mut child = cluster.spawn(&["run", "-a", "-l", "sleep", "9995"]);
-    wait_for("the tasks", || cluster.remote_commands().len() == 2, String::new);
+    wait_for(
+        "the tasks",
+        || cluster.remote_commands().len() == 2,
+        String::new,
+    );
     kill(i32::try_from(child.id()).unwrap(), SIGKILL).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(SIGKILL));
-    wait_for("the tasks' end", || cluster.remote_commands().is_empty(), || format!("{:?}", cluster.remote_commands()));
+    wait_for(
+        "the tasks' end",
+        || cluster.remote_commands().is_empty(),
+        || format!("{:?}", cluster.remote_commands()),
+    );
     cluster.down();
 }
 
 #[test]
 fn down_works_when_everything_was_killed() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     let mut child = cluster.spawn(&["run", "sleep", "9996"]);
-    wait_for("the task", || !cluster.remote_commands().is_empty(), String::new);
+    wait_for(
+        "the task",
+        || !cluster.remote_commands().is_empty(),
+        String::new,
+    );
     for title in ["wiglaf: rack", "wiglaf: head", "wiglaf: keeper"] {
         for pid in cluster.daemon(title) {
             let _ = kill(pid, SIGKILL);

@@ -4,26 +4,45 @@ use crate::cluster::{ALICE, BOB, Cluster, DOOMED, OWNER, User, skip, text, wait_
 
 #[test]
 fn nobody_signals_or_hears_another() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut alices = cluster
         .command_as(DOOMED, &["run", "sleep", "3331"])
         .spawn()
         .unwrap();
     let pid = || {
         let list = cluster.json(&["ps", "--json"]);
-        let row = list.as_array().unwrap().iter().find(|row| row["command"] == "sleep 3331");
+        let row = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["command"] == "sleep 3331");
         row.map(|row| row["pid"].as_i64().unwrap())
     };
     wait_for("alice's task", || pid().is_some(), String::new);
     let pid = pid().unwrap().to_string();
     let bob = crate::cluster::output_of(cluster.command_as(BOB, &["kill", &pid]));
     assert_ne!(bob.status.code(), Some(0));
-    assert!(text(&bob.stderr).contains("not yours"), "{}", text(&bob.stderr));
+    assert!(
+        text(&bob.stderr).contains("not yours"),
+        "{}",
+        text(&bob.stderr)
+    );
     // On the node it is another user's process as well.
-    let there = crate::cluster::output_of(cluster.command_as(BOB, &["run", "-w", "n1", "kill", &pid]));
-    assert!(text(&there.stderr).contains("not permitted"), "{}", text(&there.stderr));
+    let there =
+        crate::cluster::output_of(cluster.command_as(BOB, &["run", "-w", "n1", "kill", &pid]));
+    assert!(
+        text(&there.stderr).contains("not permitted"),
+        "{}",
+        text(&there.stderr)
+    );
     let peek = cluster.script_as(BOB, &format!("wiglaf run -w n1 cat /proc/{pid}/environ"));
-    assert!(text(&peek.stderr).contains("Permission denied"), "{}", text(&peek.stderr));
+    assert!(
+        text(&peek.stderr).contains("Permission denied"),
+        "{}",
+        text(&peek.stderr)
+    );
     for forbidden in [&["down"][..], &["node", "drain", "n1"], &["node", "token"]] {
         let output = crate::cluster::output_of(cluster.command_as(BOB, forbidden));
         assert_ne!(output.status.code(), Some(0), "{forbidden:?}");
@@ -39,7 +58,9 @@ fn nobody_signals_or_hears_another() {
 
 #[test]
 fn logs_and_jobs_are_their_owners() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let job = crate::cluster::output_of(
         cluster.command_as(ALICE, &["run", "--detach", "echo", "secret"]),
     );
@@ -55,7 +76,9 @@ fn logs_and_jobs_are_their_owners() {
 
 #[test]
 fn permissions_of_nodes_are_enforced_at_the_head() {
-    let Some(cluster) = Cluster::start(2) else { return };
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
     cluster.ok(&["node", "set", "n1", "--user", "54321", "--mode", "100"]);
     let run = |user, node| {
         crate::cluster::output_of(cluster.command_as(user, &["run", "-w", node, "true"]))
@@ -63,22 +86,36 @@ fn permissions_of_nodes_are_enforced_at_the_head() {
     assert!(run(ALICE, "n1").status.success());
     let bob = run(BOB, "n1");
     assert_eq!(bob.status.code(), Some(125));
-    assert!(text(&bob.stderr).contains("may not run anything on n1"), "{}", text(&bob.stderr));
+    assert!(
+        text(&bob.stderr).contains("may not run anything on n1"),
+        "{}",
+        text(&bob.stderr)
+    );
     assert!(run(BOB, "n2").status.success());
     cluster.ok(&["node", "drain", "n2"]);
     let drained = run(BOB, "n2");
-    assert!(text(&drained.stderr).contains("drain"), "{}", text(&drained.stderr));
+    assert!(
+        text(&drained.stderr).contains("drain"),
+        "{}",
+        text(&drained.stderr)
+    );
     cluster.ok(&["node", "resume", "n2"]);
     assert!(run(BOB, "n2").status.success());
 }
 
 #[test]
 fn s3_confined_callers_are_refused() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let refused = |wrapper: &str, why: &str| {
         let output = cluster.script(&format!("{wrapper} wiglaf run true"));
         assert_ne!(output.status.code(), Some(0), "{wrapper}");
-        assert!(text(&output.stderr).contains(why), "{wrapper}: {}", text(&output.stderr));
+        assert!(
+            text(&output.stderr).contains(why),
+            "{wrapper}: {}",
+            text(&output.stderr)
+        );
     };
     refused("unshare -m", "mount namespace");
     refused("unshare -p -f", "PID namespace");
@@ -107,7 +144,11 @@ fn an_ordinary_users_cluster_works_the_same() {
     let piped = cluster.script("wiglaf run -w n1 seq 10 | wiglaf run -w n2 wc -l");
     assert_eq!(text(&piped.stdout).trim(), "10");
     let written = cluster.script("cd $WIGLAF_DIR; wiglaf run sh -c 'echo x > made'; ls -ln made");
-    assert!(text(&written.stdout).contains(" 54324 54324 "), "{}", text(&written.stdout));
+    assert!(
+        text(&written.stdout).contains(" 54324 54324 "),
+        "{}",
+        text(&written.stdout)
+    );
     let killed = cluster.script("wiglaf run sleep 100 & sleep 0.5; kill $!; wait $!; echo $?");
     assert_eq!(text(&killed.stdout), "143\n");
     let other = crate::cluster::output_of(cluster.command_as(BOB, &["run", "true"]));

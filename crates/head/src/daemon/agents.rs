@@ -15,19 +15,26 @@ use wiglaf_wire::nodeset::is_node_name;
 use super::clients::refused;
 use super::{
     Agent, AgentLink, CONNECTIONS, Daemon, DaemonError, Kind, LOOK_AGAIN_MS, MAX_UNPROVEN,
-    MAX_WAITING_LINKS, PROOF_WAIT_MS, Unproven,
-    accept, await_room, is_over, log, now_ms, token, wall_clock_s,
+    MAX_WAITING_LINKS, PROOF_WAIT_MS, Unproven, accept, await_room, is_over, log, now_ms, token,
+    wall_clock_s,
 };
 use crate::node_table::Presence;
 use crate::reactor::Event;
 
 impl Daemon {
     pub(super) fn listen_for_agents(&mut self, address: SocketAddr) -> Result<(), DaemonError> {
-        let failed = |errno| DaemonError::Socket { what: format!("listening on {address}"), errno };
-        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let failed = |errno| DaemonError::Socket {
+            what: format!("listening on {address}"),
+            errno,
+        };
+        let family = if address.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(failed)?;
+        let socket =
+            rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(failed)?;
         rustix::net::sockopt::set_socket_reuseaddr(&socket, true).map_err(failed)?;
         rustix::net::bind(&socket, &address).map_err(failed)?;
         rustix::net::listen(&socket, 4096).map_err(failed)?;
@@ -46,9 +53,14 @@ impl Daemon {
                 continue;
             }
             let number = self.number();
-            if self.poll.add(&socket, token(Kind::Unproven, number), Interest::Read).is_ok() {
+            if self
+                .poll
+                .add(&socket, token(Kind::Unproven, number), Interest::Read)
+                .is_ok()
+            {
                 let deadline = now_ms() + PROOF_WAIT_MS;
-                self.unproven.insert(number, (Unproven::Fresh(socket, None), deadline));
+                self.unproven
+                    .insert(number, (Unproven::Fresh(socket, None), deadline));
             }
         }
     }
@@ -62,13 +74,21 @@ impl Daemon {
     pub(super) fn look_again(&mut self) {
         let now = now_ms();
         let due = |connection: &Unproven| matches!(connection, Unproven::Fresh(_, Some(at)) if *at <= now);
-        let numbers: Vec<_> =
-            self.unproven.iter().filter(|(_, (c, _))| due(c)).map(|(number, _)| *number).collect();
-        numbers.into_iter().for_each(|number| self.unproven_ready(number));
+        let numbers: Vec<_> = self
+            .unproven
+            .iter()
+            .filter(|(_, (c, _))| due(c))
+            .map(|(number, _)| *number)
+            .collect();
+        numbers
+            .into_iter()
+            .for_each(|number| self.unproven_ready(number));
     }
 
     pub(super) fn unproven_ready(&mut self, number: u64) {
-        let Some((connection, deadline)) = self.unproven.remove(&number) else { return };
+        let Some((connection, deadline)) = self.unproven.remove(&number) else {
+            return;
+        };
         let outcome = match connection {
             Unproven::Fresh(socket, _) => self.route(number, socket),
             Unproven::Handshake(link) => self.prove(number, link),
@@ -88,8 +108,12 @@ impl Daemon {
     fn route(&mut self, number: u64, socket: OwnedFd) -> Result<Option<Unproven>, LinkError> {
         let Some(name) = peek_server_name(&socket)? else {
             // What has been looked at is still there to be read: waiting for it would spin.
-            self.poll.modify(&socket, token(Kind::Unproven, number), Interest::None)?;
-            return Ok(Some(Unproven::Fresh(socket, Some(now_ms() + LOOK_AGAIN_MS))));
+            self.poll
+                .modify(&socket, token(Kind::Unproven, number), Interest::None)?;
+            return Ok(Some(Unproven::Fresh(
+                socket,
+                Some(now_ms() + LOOK_AGAIN_MS),
+            )));
         };
         self.poll.remove(&socket)?;
         match Role::from_name(&name) {
@@ -107,7 +131,8 @@ impl Daemon {
             }
             Some(Role::Head) => {
                 let link = AgentLink::server(socket, self.tls.clone())?;
-                self.poll.add(&link, token(Kind::Unproven, number), Interest::Read)?;
+                self.poll
+                    .add(&link, token(Kind::Unproven, number), Interest::Read)?;
                 self.prove(number, Box::new(link))
             }
             _ => Err(LinkError::Closed),
@@ -126,7 +151,8 @@ impl Daemon {
             Some(Frame::Data(..)) => return Err(LinkError::Closed),
             None => {
                 let interest = Interest::read_and(link.wants_write());
-                self.poll.modify(&*link, token(Kind::Unproven, number), interest)?;
+                self.poll
+                    .modify(&*link, token(Kind::Unproven, number), interest)?;
                 return Ok(Some(Unproven::Handshake(link)));
             }
         };
@@ -135,7 +161,15 @@ impl Daemon {
             .and_then(|chain| chain.first())
             .and_then(Role::of_certificate);
         match (first, role) {
-            (FromAgent::Join { version, token: secret, name, request }, _) => {
+            (
+                FromAgent::Join {
+                    version,
+                    token: secret,
+                    name,
+                    request,
+                },
+                _,
+            ) => {
                 let answer = self.join(version, &secret, name, &request);
                 link.send(&answer)?;
                 // The agent closes when it has read the answer; until then, or the deadline, the
@@ -145,8 +179,15 @@ impl Daemon {
             (hello @ FromAgent::Hello { .. }, Some(Role::Node(node))) => {
                 self.poll.remove(&*link)?;
                 self.drop_agent(node);
-                self.poll.add(&*link, token(Kind::Node, u64::from(node.0)), Interest::Read)?;
-                self.agents.insert(node, Agent { link: *link, awaits_room: false });
+                self.poll
+                    .add(&*link, token(Kind::Node, u64::from(node.0)), Interest::Read)?;
+                self.agents.insert(
+                    node,
+                    Agent {
+                        link: *link,
+                        awaits_room: false,
+                    },
+                );
                 self.event(Event::NodeHello { node, hello });
                 self.agent_frames(node);
                 Ok(None)
@@ -155,14 +196,10 @@ impl Daemon {
         }
     }
 
-    fn join(
-        &mut self,
-        version: u32,
-        secret: &[u8],
-        name: Option<String>,
-        key: &[u8],
-    ) -> ToAgent {
-        let refuse = |reason: &str| ToAgent::Refused { reason: reason.to_owned() };
+    fn join(&mut self, version: u32, secret: &[u8], name: Option<String>, key: &[u8]) -> ToAgent {
+        let refuse = |reason: &str| ToAgent::Refused {
+            reason: reason.to_owned(),
+        };
         if version != wiglaf_wire::PROTOCOL_VERSION {
             return refuse("it speaks another protocol: use the head's own wiglaf binary");
         }
@@ -219,7 +256,9 @@ impl Daemon {
         if !ready.readable {
             return;
         }
-        let Some(agent) = self.agents.get_mut(&node) else { return };
+        let Some(agent) = self.agents.get_mut(&node) else {
+            return;
+        };
         let (_, ended) = is_over(agent.link.receive());
         self.agent_frames(node);
         if let Some(error) = ended {
@@ -229,7 +268,9 @@ impl Daemon {
 
     fn agent_frames(&mut self, node: NodeId) {
         loop {
-            let Some(agent) = self.agents.get_mut(&node) else { return };
+            let Some(agent) = self.agents.get_mut(&node) else {
+                return;
+            };
             match agent.link.next_frame() {
                 Ok(Some(Frame::Message(message))) => self.event(Event::FromNode(node, message)),
                 Ok(Some(Frame::Data(..))) => return self.agent_lost(node, &LinkError::Closed),
@@ -255,7 +296,9 @@ impl Daemon {
     }
 
     pub(super) fn tell_agent(&mut self, node: NodeId, message: &ToAgent) {
-        let Some(agent) = self.agents.get_mut(&node) else { return };
+        let Some(agent) = self.agents.get_mut(&node) else {
+            return;
+        };
         match agent.link.queue(message) {
             Ok(()) => {
                 self.dirty.insert(token(Kind::Node, u64::from(node.0)));
@@ -265,7 +308,9 @@ impl Daemon {
     }
 
     pub(super) fn flush_agent(&mut self, node: NodeId) {
-        let Some(agent) = self.agents.get_mut(&node) else { return };
+        let Some(agent) = self.agents.get_mut(&node) else {
+            return;
+        };
         if let Err(error) = agent.link.flush() {
             return self.agent_lost(node, &error);
         }
@@ -277,7 +322,9 @@ impl Daemon {
 
     /// From the rack: the pidfd of a virtual node's agent.
     pub(super) fn virtual_node(&mut self, number: u64, name: &str) -> Result<(), LinkError> {
-        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return Ok(());
+        };
         let pidfd = client.channel.descriptors().take()?;
         let caller = client.caller.clone();
         if caller.credential.uid != self.reactor.policy().own_uid {

@@ -13,8 +13,8 @@ use wiglaf_wire::launch::StdioKind;
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
 use super::{
-    CONNECTIONS, Client, Daemon, Kind, MAX_CLIENTS, Parcel, accept, await_room, is_over, log, token,
-    wall_clock_s,
+    CONNECTIONS, Client, Daemon, Kind, MAX_CLIENTS, Parcel, accept, await_room, is_over, log,
+    token, wall_clock_s,
 };
 use crate::caller::{check_ghost, identify};
 use crate::jobs::ClientId;
@@ -28,13 +28,22 @@ impl Daemon {
             }
             let number = self.number();
             let caller = identify(&socket, ClientId(number), self.outside.as_ref());
-            let Ok(mut channel) = super::ClientChannel::new(socket) else { continue };
+            let Ok(mut channel) = super::ClientChannel::new(socket) else {
+                continue;
+            };
             match caller {
                 Ok(caller) => {
                     let added =
-                        self.poll.add(&channel, token(Kind::Client, number), Interest::Read);
+                        self.poll
+                            .add(&channel, token(Kind::Client, number), Interest::Read);
                     if added.is_ok() {
-                        let client = Client { channel, caller, greeted: false, awaits_room: false, is_rack: false };
+                        let client = Client {
+                            channel,
+                            caller,
+                            greeted: false,
+                            awaits_room: false,
+                            is_rack: false,
+                        };
                         self.clients.insert(number, client);
                     }
                 }
@@ -54,10 +63,14 @@ impl Daemon {
         if !ready.readable {
             return;
         }
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         let (_, ended) = is_over(client.channel.receive());
         loop {
-            let Some(client) = self.clients.get_mut(&number) else { return };
+            let Some(client) = self.clients.get_mut(&number) else {
+                return;
+            };
             match client.channel.next_message() {
                 Ok(Some(request)) => {
                     if let Err(error) = self.client_request(number, request) {
@@ -78,7 +91,9 @@ impl Daemon {
     }
 
     fn client_request(&mut self, number: u64, request: Request) -> Result<(), LinkError> {
-        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return Ok(());
+        };
         let caller = client.caller.clone();
         match request {
             Request::Hello { version } if version != PROTOCOL_VERSION => {
@@ -126,21 +141,39 @@ impl Daemon {
             return self.ghost_resumed(number, index, pid, mode);
         };
         let (task, detached) = (TaskId { job: job.id, index }, job.detached);
-        let streams = job.spec.stdio.iter().filter(|kind| **kind != StdioKind::Null).count();
-        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        let streams = job
+            .spec
+            .stdio
+            .iter()
+            .filter(|kind| **kind != StdioKind::Null)
+            .count();
+        let Some(client) = self.clients.get_mut(&number) else {
+            return Ok(());
+        };
         let caller = client.caller.clone();
         let control = client.channel.descriptors().take()?;
         let stdio = if detached {
             self.log_files(task).map_err(|_| LinkError::Descriptors)?
         } else {
             let descriptors = client.channel.descriptors();
-            (0..streams).map(|_| descriptors.take()).collect::<Result<Vec<_>, _>>()?
+            (0..streams)
+                .map(|_| descriptors.take())
+                .collect::<Result<Vec<_>, _>>()?
         };
         match check_ghost(&caller, pid) {
             Ok(start_time) => {
-                let parcel = Parcel { control: Some(control), stdio: Some(stdio) };
+                let parcel = Parcel {
+                    control: Some(control),
+                    stdio: Some(stdio),
+                };
                 self.parcels.insert(task, parcel);
-                self.event(Event::Ghost { caller, index, pid, start_time, mode });
+                self.event(Event::Ghost {
+                    caller,
+                    index,
+                    pid,
+                    start_time,
+                    mode,
+                });
             }
             Err(reason) => self.reply(caller.client, &refused(reason.into()), Vec::new()),
         }
@@ -154,7 +187,9 @@ impl Daemon {
         pid: Pid,
         mode: GhostMode,
     ) -> Result<(), LinkError> {
-        let Some(client) = self.clients.get_mut(&number) else { return Ok(()) };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return Ok(());
+        };
         let caller = client.caller.clone();
         let Some((task, streams)) = self.reactor.resumable(&caller, index) else {
             let reply = refused("this command has no job; run it again".into());
@@ -164,16 +199,33 @@ impl Daemon {
         // The keeper has the ghost's control socket already.
         drop(client.channel.descriptors().take()?);
         let descriptors = client.channel.descriptors();
-        let stdio = (0..streams).map(|_| descriptors.take()).collect::<Result<Vec<_>, _>>()?;
-        self.parcels.insert(task, Parcel { control: None, stdio: Some(stdio) });
+        let stdio = (0..streams)
+            .map(|_| descriptors.take())
+            .collect::<Result<Vec<_>, _>>()?;
+        self.parcels.insert(
+            task,
+            Parcel {
+                control: None,
+                stdio: Some(stdio),
+            },
+        );
         let start_time = caller.start_time;
-        self.event(Event::Ghost { caller, index, pid, start_time, mode });
+        self.event(Event::Ghost {
+            caller,
+            index,
+            pid,
+            start_time,
+            mode,
+        });
         Ok(())
     }
 
     fn log_files(&self, task: TaskId) -> std::io::Result<Vec<OwnedFd>> {
         let directory = self.job_directory(task.job);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)?;
         let open = |stream: &str| {
             OpenOptions::new()
                 .create(true)
@@ -193,16 +245,17 @@ impl Daemon {
         match (open("out"), open("err")) {
             (Ok(out), Ok(err)) => self.reply(client, &Reply::Logs { running }, vec![out, err]),
             _ => {
-                let text = format!(
-                    "task {task} has no log: only jobs started with --detach have one"
-                );
+                let text =
+                    format!("task {task} has no log: only jobs started with --detach have one");
                 self.reply(client, &refused(text), Vec::new());
             }
         }
     }
 
     pub(super) fn reply(&mut self, client: ClientId, reply: &Reply, descriptors: Vec<OwnedFd>) {
-        let Some(connected) = self.clients.get_mut(&client.0) else { return };
+        let Some(connected) = self.clients.get_mut(&client.0) else {
+            return;
+        };
         if let Err(error) = connected.channel.queue(reply, descriptors) {
             log(&format!("a command can't be answered: {error}"));
             return self.drop_client(client.0);
@@ -211,13 +264,25 @@ impl Daemon {
     }
 
     pub(super) fn flush_client(&mut self, number: u64) {
-        let Some(client) = self.clients.get_mut(&number) else { return };
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
         if client.channel.flush().is_err() {
             return self.drop_client(number);
         }
-        let Client { channel, awaits_room, .. } = client;
+        let Client {
+            channel,
+            awaits_room,
+            ..
+        } = client;
         let wanted = channel.wants_write();
-        await_room(&self.poll, &*channel, token(Kind::Client, number), awaits_room, wanted);
+        await_room(
+            &self.poll,
+            &*channel,
+            token(Kind::Client, number),
+            awaits_room,
+            wanted,
+        );
     }
 
     fn drop_client(&mut self, number: u64) {
@@ -232,10 +297,12 @@ impl Daemon {
 
     pub(super) fn make_token(&mut self, client: ClientId, valid_ms: u64) {
         let until = wall_clock_s() + i64::try_from(valid_ms / 1000).unwrap_or(0);
-        let made = JoinToken::create(self.authority.fingerprint()).ok().and_then(|token| {
-            let hash = JoinToken::secret_hash(&token.secret);
-            self.store.put_token(&hash, until).ok().map(|()| token)
-        });
+        let made = JoinToken::create(self.authority.fingerprint())
+            .ok()
+            .and_then(|token| {
+                let hash = JoinToken::secret_hash(&token.secret);
+                self.store.put_token(&hash, until).ok().map(|()| token)
+            });
         let reply = match made {
             Some(token) => Reply::Token(token.reveal()),
             None => refused("the token can't be stored; is the disk full?".into()),
@@ -251,16 +318,25 @@ impl Daemon {
         let rack = self.clients.values().find(|client| client.is_rack);
         let addresses = self.listeners.iter().filter_map(|(_, socket)| {
             let address = rustix::net::getsockname(socket).ok()?;
-            std::net::SocketAddr::try_from(address).ok().map(|address| address.to_string())
+            std::net::SocketAddr::try_from(address)
+                .ok()
+                .map(|address| address.to_string())
         });
         let addresses: Vec<_> = addresses.collect();
         let listening = (!addresses.is_empty()).then(|| addresses.join(", "));
         let status = HeadStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
-            keeper_pid: self.keeper.as_ref().map_or(0, |keeper| peer_pid(keeper.channel.as_fd())),
+            keeper_pid: self
+                .keeper
+                .as_ref()
+                .map_or(0, |keeper| peer_pid(keeper.channel.as_fd())),
             rack_pid: rack.map(|rack| rack.caller.pid.0),
-            deputy_pids: self.deputies.values().map(|d| peer_pid(d.channel.as_fd())).collect(),
+            deputy_pids: self
+                .deputies
+                .values()
+                .map(|d| peer_pid(d.channel.as_fd()))
+                .collect(),
             listening,
             cluster: self.cluster.clone(),
         };
@@ -269,5 +345,9 @@ impl Daemon {
 }
 
 pub(super) fn refused(message: String) -> Reply {
-    Reply::Refused { code: EXIT_CLUSTER_FAILED, message, hint: None }
+    Reply::Refused {
+        code: EXIT_CLUSTER_FAILED,
+        message,
+        hint: None,
+    }
 }

@@ -41,9 +41,13 @@ impl Daemon {
                 }
             }
         };
-        let channel = Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
+        let channel =
+            Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
         self.poll.add(&channel, KEEPER, Interest::Read)?;
-        self.keeper = Some(Keeper { channel, awaits_room: false });
+        self.keeper = Some(Keeper {
+            channel,
+            awaits_room: false,
+        });
         Ok(())
     }
 
@@ -92,10 +96,14 @@ impl Daemon {
         if !ready.readable {
             return;
         }
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         let (_, ended) = is_over(keeper.channel.receive());
         loop {
-            let Some(keeper) = &mut self.keeper else { return };
+            let Some(keeper) = &mut self.keeper else {
+                return;
+            };
             match keeper.channel.next_message() {
                 Ok(Some(FromKeeper::Deputy { deputy })) => {
                     match keeper.channel.descriptors().take() {
@@ -141,7 +149,9 @@ impl Daemon {
         {
             descriptors.push(control);
         }
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         match keeper.channel.queue(message, descriptors) {
             Ok(()) => {
                 self.dirty.insert(KEEPER);
@@ -153,11 +163,16 @@ impl Daemon {
     }
 
     pub(super) fn flush_keeper(&mut self) {
-        let Some(keeper) = &mut self.keeper else { return };
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
         if let Err(error) = keeper.channel.flush() {
             return self.keeper_lost(&error);
         }
-        let Keeper { channel, awaits_room } = keeper;
+        let Keeper {
+            channel,
+            awaits_room,
+        } = keeper;
         let wanted = channel.wants_write();
         await_room(&self.poll, &*channel, KEEPER, awaits_room, wanted);
     }
@@ -167,7 +182,9 @@ impl Daemon {
             Ok(identity) => identity,
             Err(error) => return log(&format!("deputy {deputy}: {error}")),
         };
-        let Ok(mut channel) = Channel::new(socket) else { return };
+        let Ok(mut channel) = Channel::new(socket) else {
+            return;
+        };
         let hello = ToDeputy::Identity {
             certificate: identity.certificate.to_vec(),
             key: identity.key,
@@ -181,7 +198,13 @@ impl Daemon {
             return;
         }
         self.dirty.insert(watched);
-        self.deputies.insert(deputy, Deputy { channel, awaits_room: false });
+        self.deputies.insert(
+            deputy,
+            Deputy {
+                channel,
+                awaits_room: false,
+            },
+        );
         for (message, descriptors) in self.deputy_queues.remove(&deputy).unwrap_or_default() {
             self.send_deputy(deputy, message, descriptors);
         }
@@ -191,7 +214,11 @@ impl Daemon {
     pub(super) fn tell_deputy(&mut self, deputy: DeputyId, message: ToDeputy) {
         let mut descriptors = Vec::new();
         if let ToDeputy::Attach { task, .. } = &message {
-            match self.parcels.get_mut(task).and_then(|parcel| parcel.stdio.take()) {
+            match self
+                .parcels
+                .get_mut(task)
+                .and_then(|parcel| parcel.stdio.take())
+            {
                 Some(stdio) => descriptors = stdio,
                 None => return,
             }
@@ -224,13 +251,24 @@ impl Daemon {
     }
 
     pub(super) fn flush_deputy(&mut self, deputy: DeputyId) {
-        let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+        let Some(connected) = self.deputies.get_mut(&deputy) else {
+            return;
+        };
         if connected.channel.flush().is_err() {
             return self.drop_deputy(deputy);
         }
-        let Deputy { channel, awaits_room } = connected;
+        let Deputy {
+            channel,
+            awaits_room,
+        } = connected;
         let wanted = channel.wants_write();
-        await_room(&self.poll, &*channel, token(Kind::Deputy, deputy.0), awaits_room, wanted);
+        await_room(
+            &self.poll,
+            &*channel,
+            token(Kind::Deputy, deputy.0),
+            awaits_room,
+            wanted,
+        );
     }
 
     pub(super) fn deputy_ready(&mut self, deputy: DeputyId, ready: Ready) {
@@ -240,10 +278,14 @@ impl Daemon {
         if !ready.readable {
             return;
         }
-        let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+        let Some(connected) = self.deputies.get_mut(&deputy) else {
+            return;
+        };
         let (_, ended) = is_over(connected.channel.receive());
         loop {
-            let Some(connected) = self.deputies.get_mut(&deputy) else { return };
+            let Some(connected) = self.deputies.get_mut(&deputy) else {
+                return;
+            };
             match connected.channel.next_message() {
                 Ok(Some(message)) => self.event(Event::FromDeputy(deputy, message)),
                 Ok(None) => break,

@@ -220,7 +220,11 @@ impl Daemon {
             job_limit,
             ending_at_ms: None,
             layout,
-            outside: if config.allow_confined_callers { None } else { Some(Surroundings::own()?) },
+            outside: if config.allow_confined_callers {
+                None
+            } else {
+                Some(Surroundings::own()?)
+            },
             config,
         };
         if let Some(address) = daemon.config.listen {
@@ -256,11 +260,18 @@ impl Daemon {
 
     fn timeout(&self) -> Option<Duration> {
         let proofs = self.unproven.values().map(|(_, deadline)| *deadline);
-        let looks = self.unproven.values().filter_map(|(connection, _)| match connection {
-            Unproven::Fresh(_, at) => *at,
-            Unproven::Handshake(_) => None,
-        });
-        let next = proofs.chain(looks).chain(self.reactor.next_deadline_ms()).chain(self.ending_at_ms).min()?;
+        let looks = self
+            .unproven
+            .values()
+            .filter_map(|(connection, _)| match connection {
+                Unproven::Fresh(_, at) => *at,
+                Unproven::Handshake(_) => None,
+            });
+        let next = proofs
+            .chain(looks)
+            .chain(self.reactor.next_deadline_ms())
+            .chain(self.ending_at_ms)
+            .min()?;
         // One more, because a deadline is passed when the clock has ticked beyond it.
         Some(Duration::from_millis(next.saturating_sub(now_ms()) + 1))
     }
@@ -331,8 +342,12 @@ impl Daemon {
 
     fn shut_down(&mut self) {
         self.ending_at_ms = Some(now_ms() + SHUTDOWN_WAIT_MS);
-        let racks: Vec<_> =
-            self.clients.values().filter(|c| c.is_rack).map(|c| c.caller.client).collect();
+        let racks: Vec<_> = self
+            .clients
+            .values()
+            .filter(|c| c.is_rack)
+            .map(|c| c.caller.client)
+            .collect();
         for rack in racks {
             self.reply(rack, &Reply::Ending, Vec::new());
         }
@@ -385,7 +400,9 @@ fn open_cluster(store: &Store) -> Result<ClusterSecrets, DaemonError> {
         return Ok(secrets);
     }
     initialise(store)?;
-    store.secrets()?.ok_or_else(|| DaemonError::Store(rusqlite::Error::QueryReturnedNoRows.into()))
+    store
+        .secrets()?
+        .ok_or_else(|| DaemonError::Store(rusqlite::Error::QueryReturnedNoRows.into()))
 }
 
 /// Makes a new cluster: its identifier and its CA.
@@ -407,14 +424,19 @@ pub fn initialise(store: &Store) -> Result<String, DaemonError> {
 
 fn listen_for_commands(layout: &Layout) -> Result<OwnedFd, DaemonError> {
     let path = layout.head_socket();
-    let failed = |errno| DaemonError::Socket { what: path.display().to_string(), errno };
+    let failed = |errno| DaemonError::Socket {
+        what: path.display().to_string(),
+        errno,
+    };
     let address = SocketAddrUnix::new(&path).map_err(failed)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
         .map_err(failed)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::AGAIN) => {
-            return Err(DaemonError::AlreadyRunning(layout.run.display().to_string()));
+            return Err(DaemonError::AlreadyRunning(
+                layout.run.display().to_string(),
+            ));
         }
         // What a head that was killed has left behind.
         Err(Errno::CONNREFUSED) => rustix::fs::unlink(&path).map_err(failed)?,

@@ -203,14 +203,20 @@ impl Reactor {
     pub fn handle(&mut self, now_ms: u64, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::NodeHello { node, hello } => self.node_hello(now_ms, node, hello, effects),
-            Event::FromNode(node, message) => self.from_node(now_ms, node, message, effects),
+            Event::FromNode(node, message) => self.hear_node(now_ms, node, message, effects),
             Event::NodeLost(node) => self.node_lost(now_ms, node, effects),
             Event::NodeProvenDead(node) => self.node_proven_dead(now_ms, node, effects),
-            Event::FromKeeper(message) => self.from_keeper(now_ms, message, effects),
+            Event::FromKeeper(message) => self.hear_keeper(now_ms, message, effects),
             Event::KeeperLost => self.keeper_lost(now_ms, effects),
-            Event::FromDeputy(deputy, message) => self.from_deputy(deputy, message, effects),
+            Event::FromDeputy(deputy, message) => self.hear_deputy(deputy, message, effects),
             Event::Request(caller, request) => self.request(now_ms, caller, request, effects),
-            Event::Ghost { caller, index, pid, start_time, mode } => {
+            Event::Ghost {
+                caller,
+                index,
+                pid,
+                start_time,
+                mode,
+            } => {
                 self.ghost(&caller, index, (pid, start_time), mode, effects);
             }
             Event::ClientGone(client) => self.client_gone(client, effects),
@@ -223,8 +229,15 @@ impl Reactor {
 
     /// When `Event::Tick` is next needed.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        let fences = self.nodes.iter().filter_map(|node| self.node_deadline(node));
-        let jobs = self.jobs.values().filter(|job| !job.timed_out).filter_map(|j| j.deadline_ms);
+        let fences = self
+            .nodes
+            .iter()
+            .filter_map(|node| self.node_deadline(node));
+        let jobs = self
+            .jobs
+            .values()
+            .filter(|job| !job.timed_out)
+            .filter_map(|j| j.deadline_ms);
         let lists = self.lists.values().map(|list| list.deadline_ms);
         let resume = self
             .jobs
@@ -254,7 +267,10 @@ impl Reactor {
 
     /// The job that a command is about to launch.
     pub fn job_of(&self, client: ClientId) -> Option<&Job> {
-        self.jobs.values().rev().find(|job| job.client == Some(client))
+        self.jobs
+            .values()
+            .rev()
+            .find(|job| job.client == Some(client))
     }
 
     /// How the cluster is run.
@@ -270,8 +286,9 @@ impl Reactor {
     fn is_admin(&self, credential: &Credential) -> bool {
         credential.uid == 0
             || credential.uid == self.policy.own_uid
-            || self.policy.admin_gid.is_some_and(|gid| {
-                credential.gid == gid || credential.groups.contains(&gid)
-            })
+            || self
+                .policy
+                .admin_gid
+                .is_some_and(|gid| credential.gid == gid || credential.groups.contains(&gid))
     }
 }

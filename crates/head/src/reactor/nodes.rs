@@ -18,7 +18,13 @@ impl Reactor {
         hello: FromAgent,
         effects: &mut Vec<Effect>,
     ) {
-        let FromAgent::Hello { version, incarnation, machine, tasks } = hello else {
+        let FromAgent::Hello {
+            version,
+            incarnation,
+            machine,
+            tasks,
+        } = hello
+        else {
             effects.push(Effect::DropNode(id));
             return;
         };
@@ -44,7 +50,10 @@ impl Reactor {
             return;
         }
         // The agent is the init of its tasks: another life of it proves the earlier ones dead.
-        if node.incarnation.is_some_and(|earlier| earlier != incarnation) {
+        if node
+            .incarnation
+            .is_some_and(|earlier| earlier != incarnation)
+        {
             self.declare_dead(id, "was started again", effects);
         }
         self.admit(now_ms, id, incarnation, effects);
@@ -64,14 +73,22 @@ impl Reactor {
         effects: &mut Vec<Effect>,
     ) {
         let lease_ms = self.policy.lease_ms;
-        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
         node.presence = Presence::Connected;
         node.incarnation = Some(incarnation);
         node.answered_ms = now_ms;
         node.heard_ms = now_ms;
         let (first_pid, end_pid) = pid_block(id);
         let name = node.name.clone();
-        let welcome = ToAgent::Welcome { node: id, name, first_pid, end_pid, lease_ms };
+        let welcome = ToAgent::Welcome {
+            node: id,
+            name,
+            first_pid,
+            end_pid,
+            lease_ms,
+        };
         effects.push(Effect::ToNode(id, welcome));
     }
 
@@ -79,15 +96,19 @@ impl Reactor {
     /// killed or acknowledged, what the head wants and the agent never got is launched.
     fn reconcile(&mut self, id: NodeId, reports: &[TaskReport], effects: &mut Vec<Effect>) {
         for report in reports {
-            let known = self.task(report.task).map(|(_, task)| (task.node, task.phase.clone()));
+            let known = self
+                .task(report.task)
+                .map(|(_, task)| (task.node, task.phase.clone()));
             let wanted = matches!(&known, Some((node, phase))
                 if *node == id && !matches!(phase, Phase::Placed | Phase::Seizing));
             match &report.ended {
                 Some((status, usage)) if wanted => {
                     self.task_ended(report.task, status.clone(), *usage, effects);
                 }
-                Some(_) => effects
-                    .push(Effect::ToNode(id, ToAgent::Acknowledge { task: report.task })),
+                Some(_) => effects.push(Effect::ToNode(
+                    id,
+                    ToAgent::Acknowledge { task: report.task },
+                )),
                 None if !wanted => {
                     effects.push(Effect::ToNode(id, ToAgent::Kill { task: report.task }));
                 }
@@ -108,9 +129,10 @@ impl Reactor {
             .map(|node| node.tasks.iter().copied().collect())
             .unwrap_or_default();
         for task_id in ours {
-            let Some((job, task)) = self.task(task_id) else { continue };
-            let is_killed =
-                task.ghost_died.is_some() || task.verdict.is_some() || job.timed_out;
+            let Some((job, task)) = self.task(task_id) else {
+                continue;
+            };
+            let is_killed = task.ghost_died.is_some() || task.verdict.is_some() || job.timed_out;
             let reported = reports.iter().find(|report| report.task == task_id);
             if task.phase.is_over_on_node() {
                 continue;
@@ -118,7 +140,10 @@ impl Reactor {
             if let Some(report) = reported {
                 // What happened to it while nobody heard of the node.
                 let state = match report.stopped {
-                    Some(signal) => ToKeeper::Stop { task: task_id, signal },
+                    Some(signal) => ToKeeper::Stop {
+                        task: task_id,
+                        signal,
+                    },
                     None => ToKeeper::Continue { task: task_id },
                 };
                 effects.push(Effect::ToKeeper(state));
@@ -130,7 +155,11 @@ impl Reactor {
                     .map(|task| std::mem::take(&mut task.pending_signals))
                     .unwrap_or_default();
                 for (signal, scope) in signals {
-                    let message = ToAgent::Signal { task: task_id, signal, scope };
+                    let message = ToAgent::Signal {
+                        task: task_id,
+                        signal,
+                        scope,
+                    };
                     effects.push(Effect::ToNode(id, message));
                 }
             } else if task.incarnation != incarnation {
@@ -161,20 +190,26 @@ impl Reactor {
         }
     }
 
-    pub(super) fn from_node(
+    pub(super) fn hear_node(
         &mut self,
         now_ms: u64,
         id: NodeId,
         message: FromAgent,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
         if node.presence != Presence::Connected {
             return;
         }
         node.heard_ms = now_ms;
         match message {
-            FromAgent::Renew { sequence, load_centi, available_kib } => {
+            FromAgent::Renew {
+                sequence,
+                load_centi,
+                available_kib,
+            } => {
                 node.load_centi = load_centi;
                 node.available_kib = available_kib;
                 node.answered_ms = now_ms;
@@ -201,13 +236,20 @@ impl Reactor {
                     effects.push(Effect::ToKeeper(go_on));
                 }
             }
-            FromAgent::Ended { task, status, usage, .. } => {
-                match self.task(task).map(|(_, task)| task.node) {
-                    Some(node) if node == id => self.task_ended(task, status, usage, effects),
-                    _ => effects.push(Effect::ToNode(id, ToAgent::Acknowledge { task })),
-                }
-            }
-            FromAgent::Processes { request, list, last } => {
+            FromAgent::Ended {
+                task,
+                status,
+                usage,
+                ..
+            } => match self.task(task).map(|(_, task)| task.node) {
+                Some(node) if node == id => self.task_ended(task, status, usage, effects),
+                _ => effects.push(Effect::ToNode(id, ToAgent::Acknowledge { task })),
+            },
+            FromAgent::Processes {
+                request,
+                list,
+                last,
+            } => {
                 self.listed(id, request, list, last, effects);
             }
             FromAgent::Signalled { request, errno } => {
@@ -226,7 +268,9 @@ impl Reactor {
     }
 
     pub(super) fn node_lost(&mut self, now_ms: u64, id: NodeId, effects: &mut Vec<Effect>) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
         if node.presence == Presence::Connected {
             node.presence = Presence::Silent;
         }
@@ -241,19 +285,28 @@ impl Reactor {
 
     /// Nothing that this life of the node's agent ran lives any more.
     fn declare_dead(&mut self, id: NodeId, how: &str, effects: &mut Vec<Effect>) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
         node.presence = Presence::Absent;
         node.incarnation = None;
         let name = node.name.clone();
         let tasks: Vec<_> = node.tasks.iter().copied().collect();
         for task in tasks {
-            let Some((_, found)) = self.task(task) else { continue };
+            let Some((_, found)) = self.task(task) else {
+                continue;
+            };
             // What was not launched is ended when its ghost is there to be told.
             if found.phase.is_over_on_node() {
                 continue;
             }
             let reason = format!("{name} {how} while the command ran there; run it again");
-            self.task_ended(task, Status::cluster_failed(reason), Usage::default(), effects);
+            self.task_ended(
+                task,
+                Status::cluster_failed(reason),
+                Usage::default(),
+                effects,
+            );
         }
     }
 
@@ -285,7 +338,11 @@ impl Reactor {
     }
 
     pub(super) fn tell_node_waiters(&mut self, effects: &mut Vec<Effect>) {
-        let up = self.nodes.iter().filter(|node| node.state() == NodeState::Up).count();
+        let up = self
+            .nodes
+            .iter()
+            .filter(|node| node.state() == NodeState::Up)
+            .count();
         let up = u32::try_from(up).unwrap_or(u32::MAX);
         let list: Vec<_> = self.nodes.iter().map(Node::info).collect();
         self.node_waiters.retain(|(client, count)| {

@@ -49,30 +49,39 @@ impl Reactor {
                 self.tell_node_waiters(effects);
                 Ok(())
             }
-            Request::SetNodes { nodes, change } => self.set_nodes(&caller, &nodes, &change, effects),
+            Request::SetNodes { nodes, change } => {
+                self.set_nodes(&caller, &nodes, &change, effects)
+            }
             Request::Processes => {
                 self.start_listing(now_ms, client, effects);
                 Ok(())
             }
             Request::Signal { pid, signal } => self.signal_pid(&caller, pid, signal, effects),
             Request::Jobs => {
-                let running = self.jobs.values().map(|job| job.info(|node| self.nodes.name(node)));
+                let running = self
+                    .jobs
+                    .values()
+                    .map(|job| job.info(|node| self.nodes.name(node)));
                 let list = self.kept.iter().cloned().chain(running).collect();
                 effects.push(Effect::Reply(client, Reply::Jobs(list)));
                 Ok(())
             }
             Request::WaitJob { job } => self.wait_job(&caller, job, effects),
             Request::Logs { job, index } => self.logs(&caller, job, index, effects),
-            Request::MakeToken { valid_ms } => self.admin_only(&caller, "make join tokens").map(
-                |()| effects.push(Effect::MakeToken(client, valid_ms.min(MAX_TOKEN_MS))),
-            ),
+            Request::MakeToken { valid_ms } => self
+                .admin_only(&caller, "make join tokens")
+                .map(|()| effects.push(Effect::MakeToken(client, valid_ms.min(MAX_TOKEN_MS)))),
             Request::HeadStatus => {
                 effects.push(Effect::ReplyHeadStatus(client));
                 Ok(())
             }
             Request::Shutdown => self.admin_only(&caller, "end the cluster").map(|()| {
                 self.shutting_down = true;
-                for node in self.nodes.iter().filter(|n| n.presence == Presence::Connected) {
+                for node in self
+                    .nodes
+                    .iter()
+                    .filter(|n| n.presence == Presence::Connected)
+                {
                     effects.push(Effect::ToNode(node.id, ToAgent::Leave));
                 }
                 effects.push(Effect::Reply(client, Reply::Done));
@@ -110,7 +119,11 @@ impl Reactor {
                 "try again when some have ended",
             ));
         }
-        self.waiting.push_back(Waiting { caller, request, told: false });
+        self.waiting.push_back(Waiting {
+            caller,
+            request,
+            told: false,
+        });
         self.place_waiting(now_ms, effects);
         Ok(())
     }
@@ -131,7 +144,12 @@ impl Reactor {
     /// the task has.
     pub fn resumable(&self, caller: &Caller, index: u32) -> Option<(TaskId, usize)> {
         let job = self.resumed_job(caller)?;
-        let streams = job.spec.stdio.iter().filter(|kind| **kind != StdioKind::Null).count();
+        let streams = job
+            .spec
+            .stdio
+            .iter()
+            .filter(|kind| **kind != StdioKind::Null)
+            .count();
         Some((TaskId { job: job.id, index }, streams))
     }
 
@@ -154,8 +172,11 @@ impl Reactor {
                 continue;
             }
             let credential = &waiting.caller.credential;
-            let asker =
-                Asker { uid: credential.uid, gid: credential.gid, groups: &credential.groups };
+            let asker = Asker {
+                uid: credential.uid,
+                gid: credential.gid,
+                groups: &credential.groups,
+            };
             match place(&self.nodes, asker, &waiting.request.selection) {
                 Placement::Placed(nodes) => {
                     if let Err(refusal) = self.start_job(now_ms, waiting, &nodes, effects) {
@@ -188,12 +209,16 @@ impl Reactor {
         nodes: &[NodeId],
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        let Waiting { caller, request, .. } = waiting;
+        let Waiting {
+            caller, request, ..
+        } = waiting;
         if caller.credential.uid == 0
             && self.policy.own_uid == 0
             && !self.policy.root_on_nodes
-            && let Some(node) =
-                nodes.iter().filter_map(|id| self.nodes.get(*id)).find(|node| !node.is_virtual)
+            && let Some(node) = nodes
+                .iter()
+                .filter_map(|id| self.nodes.get(*id))
+                .find(|node| !node.is_virtual)
         {
             return Err(Refusal::new(
                 format!("root's processes may not run on {}", node.name),
@@ -203,7 +228,10 @@ impl Reactor {
         let id = JobId(self.next_job);
         self.next_job += 1;
         let deputy = self.deputy_for(&caller, effects);
-        let placed: Vec<_> = nodes.iter().map(|node| (*node, self.nodes.name(*node))).collect();
+        let placed: Vec<_> = nodes
+            .iter()
+            .map(|node| (*node, self.nodes.name(*node)))
+            .collect();
         let mut job = Job {
             id,
             credential: caller.credential,
@@ -228,7 +256,13 @@ impl Reactor {
             }
         }
         self.jobs.insert(id, job);
-        effects.push(Effect::Reply(caller.client, Reply::Placed { job: id, nodes: placed }));
+        effects.push(Effect::Reply(
+            caller.client,
+            Reply::Placed {
+                job: id,
+                nodes: placed,
+            },
+        ));
         Ok(())
     }
 
@@ -240,7 +274,10 @@ impl Reactor {
         self.next_deputy += 1;
         self.deputies.insert(caller.credential.clone(), deputy);
         let credential = caller.credential.clone();
-        effects.push(Effect::ToKeeper(ToKeeper::StartDeputy { deputy, credential }));
+        effects.push(Effect::ToKeeper(ToKeeper::StartDeputy {
+            deputy,
+            credential,
+        }));
         deputy
     }
 
@@ -266,7 +303,10 @@ impl Reactor {
         mode: GhostMode,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        if let Some(id) = self.resumed_job(caller).map(|job| TaskId { job: job.id, index }) {
+        if let Some(id) = self
+            .resumed_job(caller)
+            .map(|job| TaskId { job: job.id, index })
+        {
             if let Some(job) = self.jobs.get_mut(&id.job) {
                 job.client = Some(caller.client);
             }
@@ -281,24 +321,36 @@ impl Reactor {
             .and_then(|job| job.tasks.get(&index))
             .and_then(|task| self.nodes.get(task.node))
             .and_then(|node| node.incarnation);
-        let job = self.jobs.values_mut().rev().find(|job| job.client == Some(caller.client));
+        let job = self
+            .jobs
+            .values_mut()
+            .rev()
+            .find(|job| job.client == Some(caller.client));
         let Some(job) = job else {
             return Err(Refusal::new("this command has no job", "run it again"));
         };
         let id = TaskId { job: job.id, index };
         let uid = job.credential.uid;
         let Some(task) = job.tasks.get_mut(&index) else {
-            return Err(Refusal::new(format!("the job has no task {index}"), "run it again"));
+            return Err(Refusal::new(
+                format!("the job has no task {index}"),
+                "run it again",
+            ));
         };
         if task.phase != Phase::Placed {
-            return Err(Refusal::new(format!("task {index} has its ghost already"), "run it again"));
+            return Err(Refusal::new(
+                format!("task {index} has its ghost already"),
+                "run it again",
+            ));
         }
         task.phase = Phase::Seizing;
         task.pid = pid;
         task.start_time = start_time;
         task.incarnation = incarnation;
         task.mode = mode;
-        let Some((job, task)) = self.task(id) else { return Ok(()) };
+        let Some((job, task)) = self.task(id) else {
+            return Ok(());
+        };
         let record = TaskRecord::of(job, task).to_bytes();
         effects.push(Effect::ToKeeper(ToKeeper::Seize {
             task: id,
@@ -312,16 +364,26 @@ impl Reactor {
     }
 
     pub(super) fn client_gone(&mut self, client: ClientId, effects: &mut Vec<Effect>) {
-        self.waiting.retain(|waiting| waiting.caller.client != client);
+        self.waiting
+            .retain(|waiting| waiting.caller.client != client);
         self.job_waiters.retain(|(waiter, _)| *waiter != client);
         self.node_waiters.retain(|(waiter, _)| *waiter != client);
         self.signal_requests.retain(|_, waiter| *waiter != client);
         self.lists.retain(|_, list| list.client != client);
         let mut orphans = Vec::new();
-        for job in self.jobs.values_mut().filter(|job| job.client == Some(client)) {
+        for job in self
+            .jobs
+            .values_mut()
+            .filter(|job| job.client == Some(client))
+        {
             job.client = None;
             // Tasks whose ghosts were never named have nobody to end for.
-            orphans.extend(job.tasks.values().filter(|t| t.phase == Phase::Placed).map(|t| t.id));
+            orphans.extend(
+                job.tasks
+                    .values()
+                    .filter(|t| t.phase == Phase::Placed)
+                    .map(|t| t.id),
+            );
         }
         for id in orphans {
             let status = wiglaf_wire::status::Status::cluster_failed("its command went away");
@@ -339,7 +401,9 @@ impl Reactor {
         self.admin_only(caller, "change nodes")?;
         let ids = resolve(&self.nodes, nodes)?;
         for id in ids {
-            let Some(node) = self.nodes.get_mut(id) else { continue };
+            let Some(node) = self.nodes.get_mut(id) else {
+                continue;
+            };
             match change {
                 NodeChange::Drain => node.wanted = Wanted::Drain,
                 NodeChange::Resume | NodeChange::State(NodeState::Up) => node.wanted = Wanted::Up,
@@ -377,7 +441,16 @@ impl Reactor {
             effects.push(Effect::ToNode(*node, ToAgent::ListProcesses { request }));
         }
         let deadline_ms = now_ms + LIST_WAIT_MS;
-        self.lists.insert(request, Listing { client, awaited, silent: Vec::new(), found: Vec::new(), deadline_ms });
+        self.lists.insert(
+            request,
+            Listing {
+                client,
+                awaited,
+                silent: Vec::new(),
+                found: Vec::new(),
+                deadline_ms,
+            },
+        );
         self.check_lists(now_ms, effects);
     }
 
@@ -389,11 +462,14 @@ impl Reactor {
         last: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(list) = self.lists.get_mut(&request) else { return };
+        let Some(list) = self.lists.get_mut(&request) else {
+            return;
+        };
         if !list.awaited.contains(&node) {
             return;
         }
-        list.found.extend(processes.into_iter().map(|process| (node, process)));
+        list.found
+            .extend(processes.into_iter().map(|process| (node, process)));
         if last {
             list.awaited.retain(|awaited| *awaited != node);
         }
@@ -424,15 +500,23 @@ impl Reactor {
             .map(|(request, _)| *request)
             .collect();
         for request in done {
-            let Some(listing) = self.lists.remove(&request) else { continue };
+            let Some(listing) = self.lists.remove(&request) else {
+                continue;
+            };
             let unheard = listing.silent.iter().chain(&listing.awaited);
             let silent = unheard.map(|node| self.nodes.name(*node)).collect();
             let list = listing
                 .found
                 .into_iter()
-                .map(|(node, process)| ProcessInfo { node: self.nodes.name(node), process })
+                .map(|(node, process)| ProcessInfo {
+                    node: self.nodes.name(node),
+                    process,
+                })
                 .collect();
-            effects.push(Effect::Reply(listing.client, Reply::Processes { list, silent }));
+            effects.push(Effect::Reply(
+                listing.client,
+                Reply::Processes { list, silent },
+            ));
         }
     }
 
@@ -444,7 +528,10 @@ impl Reactor {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         if signal > MAX_SIGNAL {
-            return Err(Refusal::new(format!("there is no signal {signal}"), "see `kill -l`"));
+            return Err(Refusal::new(
+                format!("there is no signal {signal}"),
+                "see `kill -l`",
+            ));
         }
         let unknown = || {
             Refusal::new(
@@ -472,7 +559,15 @@ impl Reactor {
         self.next_list += 1;
         self.signal_requests.insert(request, caller.client);
         let uid = (!self.is_admin(&caller.credential)).then_some(caller.credential.uid);
-        effects.push(Effect::ToNode(node, ToAgent::SignalProcess { request, pid, signal, uid }));
+        effects.push(Effect::ToNode(
+            node,
+            ToAgent::SignalProcess {
+                request,
+                pid,
+                signal,
+                uid,
+            },
+        ));
         Ok(())
     }
 
@@ -482,15 +577,23 @@ impl Reactor {
         errno: i32,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(client) = self.signal_requests.remove(&request) else { return };
+        let Some(client) = self.signal_requests.remove(&request) else {
+            return;
+        };
         let reply = match errno {
             0 => Reply::Done,
-            EPERM => refuse(Refusal::new("that process is not yours", "only root may signal it")),
+            EPERM => refuse(Refusal::new(
+                "that process is not yours",
+                "only root may signal it",
+            )),
             ESRCH => refuse(Refusal::new(
                 "no process of the cluster has that PID",
                 "`wiglaf ps` shows the processes on all nodes",
             )),
-            other => refuse(Refusal::new(format!("the node answered errno {other}"), "try again")),
+            other => refuse(Refusal::new(
+                format!("the node answered errno {other}"),
+                "try again",
+            )),
         };
         effects.push(Effect::Reply(client, reply));
     }
@@ -528,9 +631,17 @@ impl Reactor {
 
     fn job_owner(&self, id: JobId) -> Result<u32, Refusal> {
         let running = self.jobs.get(&id).map(|job| job.credential.uid);
-        let kept = || self.kept.iter().find(|job| job.job == id).map(|job| job.uid);
+        let kept = || {
+            self.kept
+                .iter()
+                .find(|job| job.job == id)
+                .map(|job| job.uid)
+        };
         running.or_else(kept).ok_or_else(|| {
-            Refusal::new(format!("there is no job {id}"), "`wiglaf jobs` shows the jobs")
+            Refusal::new(
+                format!("there is no job {id}"),
+                "`wiglaf jobs` shows the jobs",
+            )
         })
     }
 
@@ -538,7 +649,10 @@ impl Reactor {
         if owner == caller.credential.uid || self.is_admin(&caller.credential) {
             return Ok(());
         }
-        Err(Refusal::new(format!("job {id} is not yours"), "`wiglaf jobs` shows whose it is"))
+        Err(Refusal::new(
+            format!("job {id} is not yours"),
+            "`wiglaf jobs` shows whose it is",
+        ))
     }
 }
 
@@ -565,13 +679,21 @@ fn new_task(id: TaskId, node: NodeId, deputy: DeputyId) -> Task {
 fn check_request(request: &RunRequest) -> Result<(), Refusal> {
     let spec = &request.spec;
     if spec.argv.is_empty() || spec.argv[0].is_empty() {
-        return Err(Refusal::new("no command is given", "for example: wiglaf run -w n1 uname -a"));
+        return Err(Refusal::new(
+            "no command is given",
+            "for example: wiglaf run -w n1 uname -a",
+        ));
     }
     let strings = spec.argv.iter().chain(&spec.env);
     if strings.clone().any(|s| s.contains(&0)) || spec.cwd.contains(&0) {
-        return Err(Refusal::new("an argument contains a zero byte", "leave it out"));
+        return Err(Refusal::new(
+            "an argument contains a zero byte",
+            "leave it out",
+        ));
     }
-    let bytes: usize = strings.map(|string| string.len() + 1 + size_of::<usize>()).sum();
+    let bytes: usize = strings
+        .map(|string| string.len() + 1 + size_of::<usize>())
+        .sum();
     if bytes > MAX_SPEC_BYTES {
         return Err(Refusal::new(
             format!("the arguments and the environment have {bytes} bytes, over {MAX_SPEC_BYTES}"),
@@ -579,21 +701,37 @@ fn check_request(request: &RunRequest) -> Result<(), Refusal> {
         ));
     }
     if spec.cwd.len() > MAX_PATH_BYTES || spec.limits.len() > MAX_LIMITS {
-        return Err(Refusal::new("the working directory's name is too long", "use a shorter one"));
+        return Err(Refusal::new(
+            "the working directory's name is too long",
+            "use a shorter one",
+        ));
     }
     if !spec.cwd.starts_with(b"/") {
-        return Err(Refusal::new("the working directory is not absolute", "cd to it, or use --chdir"));
+        return Err(Refusal::new(
+            "the working directory is not absolute",
+            "cd to it, or use --chdir",
+        ));
     }
     if request.detach && spec.stdio.contains(&StdioKind::Terminal) {
-        return Err(Refusal::new("a detached job has no terminal", "leave out --tty or --detach"));
+        return Err(Refusal::new(
+            "a detached job has no terminal",
+            "leave out --tty or --detach",
+        ));
     }
     Ok(())
 }
 
 fn not_yours(pid: Pid) -> Refusal {
-    Refusal::new(format!("process {pid} is not yours"), "only its owner and root may signal it")
+    Refusal::new(
+        format!("process {pid} is not yours"),
+        "only its owner and root may signal it",
+    )
 }
 
 fn refuse(refusal: Refusal) -> Reply {
-    Reply::Refused { code: refusal.code, message: refusal.message, hint: refusal.hint }
+    Reply::Refused {
+        code: refusal.code,
+        message: refusal.message,
+        hint: refusal.hint,
+    }
 }

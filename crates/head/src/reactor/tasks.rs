@@ -35,7 +35,7 @@ impl Reactor {
             .map(|task| task.id)
     }
 
-    pub(super) fn from_keeper(
+    pub(super) fn hear_keeper(
         &mut self,
         now_ms: u64,
         message: FromKeeper,
@@ -62,7 +62,12 @@ impl Reactor {
                 }
                 self.remove(task, Status::cluster_failed(reason), effects);
             }
-            FromKeeper::Signal { task, signal, from_kernel, leads_group } => {
+            FromKeeper::Signal {
+                task,
+                signal,
+                from_kernel,
+                leads_group,
+            } => {
                 self.ghost_signalled(task, signal, from_kernel, leads_group, effects);
             }
             FromKeeper::Stopped { task, signal } => {
@@ -79,7 +84,9 @@ impl Reactor {
     }
 
     fn seized(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.task_mut(id) else { return };
+        let Some(task) = self.task_mut(id) else {
+            return;
+        };
         if task.phase == Phase::Seizing {
             self.go_on(id, effects);
         }
@@ -88,13 +95,20 @@ impl Reactor {
     /// A task's ghost is there, and the daemon has its descriptors: launches it, unless that was
     /// done or is not wanted any more, and lets the command go.
     pub(super) fn go_on(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some((job, task)) = self.task(id) else { return };
+        let Some((job, task)) = self.task(id) else {
+            return;
+        };
         let (client, phase, name) = (job.client, task.phase.clone(), self.nodes.name(task.node));
-        let is_down = self.nodes.get(task.node).is_none_or(|n| n.presence == Presence::Absent);
+        let is_down = self
+            .nodes
+            .get(task.node)
+            .is_none_or(|n| n.presence == Presence::Absent);
         let is_new = phase == Phase::Seizing;
         let is_doomed = task.verdict.is_some() || job.timed_out || is_down;
         let has_deputy = self.ready_deputies.contains(&task.deputy);
-        let Some(task) = self.task_mut(id) else { return };
+        let Some(task) = self.task_mut(id) else {
+            return;
+        };
         // A command that is let go has its streams in the deputy's hands: it can't bring them
         // again, should the head die now.
         let needs_deputy = !(task.deputy_gone || is_new && is_doomed);
@@ -106,7 +120,12 @@ impl Reactor {
             task.phase = Phase::Launching;
             task.deputy_gone = true;
             let reason = format!("{name} went down before the command was launched; run it again");
-            self.task_ended(id, Status::cluster_failed(reason), Usage::default(), effects);
+            self.task_ended(
+                id,
+                Status::cluster_failed(reason),
+                Usage::default(),
+                effects,
+            );
         } else if !is_doomed && (is_new || phase == Phase::Launching) {
             task.phase = Phase::Launching;
             task.uncertain = false;
@@ -120,12 +139,20 @@ impl Reactor {
 
     /// Tells the deputy and the node; both ignore what they know already.
     pub(super) fn launch(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some((job, task)) = self.task(id) else { return };
+        let Some((job, task)) = self.task(id) else {
+            return;
+        };
         let spec = job.spec_for(task, &self.nodes.name(task.node));
-        let attach = ToDeputy::Attach { task: id, node: task.node, stdio: spec.stdio };
+        let attach = ToDeputy::Attach {
+            task: id,
+            node: task.node,
+            stdio: spec.stdio,
+        };
         effects.push(Effect::ToDeputy(task.deputy, attach));
-        let is_connected =
-            self.nodes.get(task.node).is_some_and(|n| n.presence == Presence::Connected);
+        let is_connected = self
+            .nodes
+            .get(task.node)
+            .is_some_and(|n| n.presence == Presence::Connected);
         if is_connected {
             let launch = ToAgent::Launch {
                 task: id,
@@ -137,10 +164,19 @@ impl Reactor {
             let node = task.node;
             let incarnation = self.nodes.get(node).and_then(|node| node.incarnation);
             effects.push(Effect::ToNode(node, launch));
-            let Some(task) = self.task_mut(id) else { return };
+            let Some(task) = self.task_mut(id) else {
+                return;
+            };
             task.incarnation = incarnation;
             for (signal, scope) in std::mem::take(&mut task.pending_signals) {
-                effects.push(Effect::ToNode(node, ToAgent::Signal { task: id, signal, scope }));
+                effects.push(Effect::ToNode(
+                    node,
+                    ToAgent::Signal {
+                        task: id,
+                        signal,
+                        scope,
+                    },
+                ));
             }
         }
     }
@@ -153,13 +189,22 @@ impl Reactor {
         leads_group: bool,
         effects: &mut Vec<Effect>,
     ) {
-        let Some((job, task)) = self.task(id) else { return };
+        let Some((job, task)) = self.task(id) else {
+            return;
+        };
         if signal == SIGWINCH && job.spec.has_terminal() {
-            effects.push(Effect::ToDeputy(task.deputy, ToDeputy::WindowChanged { task: id }));
+            effects.push(Effect::ToDeputy(
+                task.deputy,
+                ToDeputy::WindowChanged { task: id },
+            ));
             return;
         }
         let to_group = from_kernel || (leads_group && GROUP_SIGNALS.contains(&signal));
-        let scope = if to_group { SignalScope::Group } else { SignalScope::Process };
+        let scope = if to_group {
+            SignalScope::Group
+        } else {
+            SignalScope::Process
+        };
         self.signal_task(id, signal, scope, effects);
     }
 
@@ -171,16 +216,27 @@ impl Reactor {
         scope: SignalScope,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(task) = self.task_mut(id) else { return };
+        let Some(task) = self.task_mut(id) else {
+            return;
+        };
         let (node, over) = (task.node, task.phase.is_over_on_node());
         let is_seizing = matches!(task.phase, Phase::Placed | Phase::Seizing);
         if over && !is_seizing {
             return;
         }
-        let is_connected =
-            self.nodes.get(node).is_some_and(|node| node.presence == Presence::Connected);
+        let is_connected = self
+            .nodes
+            .get(node)
+            .is_some_and(|node| node.presence == Presence::Connected);
         if is_connected && !is_seizing {
-            effects.push(Effect::ToNode(node, ToAgent::Signal { task: id, signal, scope }));
+            effects.push(Effect::ToNode(
+                node,
+                ToAgent::Signal {
+                    task: id,
+                    signal,
+                    scope,
+                },
+            ));
         } else if let Some(task) = self.task_mut(id)
             && task.pending_signals.len() < MAX_PENDING_SIGNALS
         {
@@ -189,21 +245,31 @@ impl Reactor {
     }
 
     fn ghost_died(&mut self, id: TaskId, end: GhostEnd, effects: &mut Vec<Effect>) {
-        let Some(task) = self.task_mut(id) else { return };
+        let Some(task) = self.task_mut(id) else {
+            return;
+        };
         task.ghost_died = Some(end);
         let node = task.node;
         match task.phase {
             Phase::Placed | Phase::Seizing => {
                 // Nothing was launched: the zombie can go.
                 task.phase = Phase::Finishing(status_of(end));
-                effects.push(Effect::ToKeeper(ToKeeper::Finish { task: id, end, text: None }));
+                effects.push(Effect::ToKeeper(ToKeeper::Finish {
+                    task: id,
+                    end,
+                    text: None,
+                }));
             }
             Phase::Launching | Phase::Running => {
                 effects.push(Effect::ToNode(node, ToAgent::Kill { task: id }));
             }
             Phase::Telling(_) => self.finish(id, effects),
             Phase::Finishing(_) => {
-                effects.push(Effect::ToKeeper(ToKeeper::Finish { task: id, end, text: None }));
+                effects.push(Effect::ToKeeper(ToKeeper::Finish {
+                    task: id,
+                    end,
+                    text: None,
+                }));
             }
         }
     }
@@ -217,9 +283,13 @@ impl Reactor {
         usage: Usage,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(job) = self.jobs.get_mut(&id.job) else { return };
+        let Some(job) = self.jobs.get_mut(&id.job) else {
+            return;
+        };
         let timed_out = job.timed_out;
-        let Some(task) = job.tasks.get_mut(&id.index) else { return };
+        let Some(task) = job.tasks.get_mut(&id.index) else {
+            return;
+        };
         if matches!(task.phase, Phase::Telling(_) | Phase::Finishing(_)) {
             return;
         }
@@ -229,7 +299,10 @@ impl Reactor {
             verdict
         } else if timed_out {
             let reason = "the task was ended because its --timeout was over".into();
-            Status::Failed { code: EXIT_TIMED_OUT, reason }
+            Status::Failed {
+                code: EXIT_TIMED_OUT,
+                reason,
+            }
         } else {
             status
         };
@@ -238,7 +311,10 @@ impl Reactor {
             && task.ghost_died.is_none()
             && !task.deputy_gone
         {
-            let say = ToDeputy::Say { task: id, text: reason.clone() };
+            let say = ToDeputy::Say {
+                task: id,
+                text: reason.clone(),
+            };
             effects.push(Effect::ToDeputy(task.deputy, say));
             task.phase = Phase::Telling(status);
             return;
@@ -249,20 +325,30 @@ impl Reactor {
 
     /// Ends the ghost.
     fn finish(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.task_mut(id) else { return };
-        let Phase::Telling(status) = task.phase.clone() else { return };
+        let Some(task) = self.task_mut(id) else {
+            return;
+        };
+        let Phase::Telling(status) = task.phase.clone() else {
+            return;
+        };
         let text = match &status {
-            Status::Failed { reason, .. } if task.deputy_gone => Some(format!("wiglaf: {reason}\n")),
+            Status::Failed { reason, .. } if task.deputy_gone => {
+                Some(format!("wiglaf: {reason}\n"))
+            }
             _ => None,
         };
         let end = task.ghost_died.unwrap_or_else(|| ghost_end(&status));
         let deputy = task.deputy;
         task.phase = Phase::Finishing(status);
         effects.push(Effect::ToDeputy(deputy, ToDeputy::Detach { task: id }));
-        effects.push(Effect::ToKeeper(ToKeeper::Finish { task: id, end, text }));
+        effects.push(Effect::ToKeeper(ToKeeper::Finish {
+            task: id,
+            end,
+            text,
+        }));
     }
 
-    pub(super) fn from_deputy(
+    pub(super) fn hear_deputy(
         &mut self,
         deputy: DeputyId,
         message: FromDeputy,
@@ -272,8 +358,11 @@ impl Reactor {
             FromDeputy::Said { task } => self.finish(task, effects),
             FromDeputy::Ready { tasks } => {
                 self.ready_deputies.insert(deputy);
-                let waiting: Vec<_> =
-                    self.tasks_of(deputy).filter(|t| t.awaits_deputy).map(|t| t.id).collect();
+                let waiting: Vec<_> = self
+                    .tasks_of(deputy)
+                    .filter(|t| t.awaits_deputy)
+                    .map(|t| t.id)
+                    .collect();
                 waiting.into_iter().for_each(|id| self.go_on(id, effects));
                 // What ended while the head was away, or is still untold.
                 for id in tasks {
@@ -283,7 +372,10 @@ impl Reactor {
                             effects.push(Effect::ToDeputy(deputy, detach));
                         }
                         Some(Phase::Telling(Status::Failed { reason, .. })) => {
-                            let say = ToDeputy::Say { task: id, text: reason };
+                            let say = ToDeputy::Say {
+                                task: id,
+                                text: reason,
+                            };
                             effects.push(Effect::ToDeputy(deputy, say));
                         }
                         // The deputy has its streams, so the launch can be made whole.
@@ -304,8 +396,10 @@ impl Reactor {
     fn deputy_gone(&mut self, deputy: DeputyId, how: &str, effects: &mut Vec<Effect>) {
         self.deputies.retain(|_, id| *id != deputy);
         self.ready_deputies.remove(&deputy);
-        let theirs: Vec<_> =
-            self.tasks_of(deputy).map(|task| (task.id, task.node, task.phase.clone())).collect();
+        let theirs: Vec<_> = self
+            .tasks_of(deputy)
+            .map(|task| (task.id, task.node, task.phase.clone()))
+            .collect();
         let reason = format!(
             "the deputy that passed on this task's input and output {how}; run the command again"
         );
@@ -361,14 +455,20 @@ impl Reactor {
             // Each is ignored by an agent that it does not fit.
             effects.push(Effect::ToNode(
                 node,
-                if over { ToAgent::Acknowledge { task: id } } else { ToAgent::Kill { task: id } },
+                if over {
+                    ToAgent::Acknowledge { task: id }
+                } else {
+                    ToAgent::Kill { task: id }
+                },
             ));
             self.remove(id, Status::cluster_failed("the keeper has died"), effects);
         }
     }
 
     fn ghost_gone(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some((_, task)) = self.task(id) else { return };
+        let Some((_, task)) = self.task(id) else {
+            return;
+        };
         let (node, deputy) = (task.node, task.deputy);
         let status = match &task.phase {
             Phase::Finishing(status) => status.clone(),
@@ -386,8 +486,12 @@ impl Reactor {
     /// Takes a task that is over out of the tables.
     pub(super) fn remove(&mut self, id: TaskId, status: Status, effects: &mut Vec<Effect>) {
         effects.push(Effect::Forget(id));
-        let Some(job) = self.jobs.get_mut(&id.job) else { return };
-        let Some(task) = job.tasks.remove(&id.index) else { return };
+        let Some(job) = self.jobs.get_mut(&id.job) else {
+            return;
+        };
+        let Some(task) = job.tasks.remove(&id.index) else {
+            return;
+        };
         let node_name = self.nodes.name(task.node);
         if let Some(node) = self.nodes.get_mut(task.node) {
             node.tasks.remove(&id);
@@ -408,7 +512,9 @@ impl Reactor {
     }
 
     fn job_ended(&mut self, id: wiglaf_wire::id::JobId, effects: &mut Vec<Effect>) {
-        let Some(job) = self.jobs.remove(&id) else { return };
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
         let info = job.info(|node| self.nodes.name(node));
         self.job_waiters.retain(|(client, waited)| {
             if *waited == id {
@@ -455,7 +561,11 @@ impl Reactor {
         }
         let job = self.jobs.entry(id.job).or_insert_with(|| record.to_job());
         job.tasks.insert(id.index, record.to_task());
-        if !self.deputies.values().any(|deputy| *deputy == record.deputy) {
+        if !self
+            .deputies
+            .values()
+            .any(|deputy| *deputy == record.deputy)
+        {
             // It died while no head was there to be told.
             if let Some(task) = self.task_mut(id) {
                 task.deputy_gone = true;
@@ -478,7 +588,9 @@ impl Reactor {
             .map(|job| job.id)
             .collect();
         for id in late {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
             job.timed_out = true;
             for task in job.tasks.values() {
                 effects.push(Effect::ToNode(task.node, ToAgent::Kill { task: task.id }));
@@ -493,7 +605,9 @@ impl Reactor {
                 .filter(|task| task.uncertain && task.phase == Phase::Launching)
                 // One that is silent may run it; its hello or its fence will tell.
                 .filter(|task| {
-                    self.nodes.get(task.node).is_some_and(|n| n.presence == Presence::Connected)
+                    self.nodes
+                        .get(task.node)
+                        .is_some_and(|n| n.presence == Presence::Connected)
                 })
                 .map(|task| task.id)
                 .collect();

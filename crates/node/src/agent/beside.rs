@@ -79,12 +79,7 @@ pub fn run_beside(
     }
 }
 
-fn be_agent(
-    head: SocketAddr,
-    token: JoinToken,
-    name: Option<String>,
-    supervisor: &OwnedFd,
-) -> i32 {
+fn be_agent(head: SocketAddr, token: JoinToken, name: Option<String>, supervisor: &OwnedFd) -> i32 {
     use std::io::Write;
     match try_be_agent(head, token, name, supervisor) {
         Ok(()) => 0,
@@ -103,7 +98,10 @@ fn try_be_agent(
     supervisor: &OwnedFd,
 ) -> Result<(), Box<dyn std::error::Error>> {
     set_pdeathsig(SIGKILL)?;
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     if poll(&mut [PollFd::new(supervisor, PollFlags::IN)], Some(&now))? > 0 {
         // It died before its death could have been told.
         return Ok(());
@@ -123,8 +121,11 @@ fn try_be_agent(
 
 /// The address that the head is reached from. Nothing is sent.
 fn local_address(head: SocketAddr) -> std::io::Result<String> {
-    let any: SocketAddr =
-        if head.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+    let any: SocketAddr = if head.is_ipv4() {
+        ([0, 0, 0, 0], 0).into()
+    } else {
+        ([0_u16; 8], 0).into()
+    };
     let socket = std::net::UdpSocket::bind(any)?;
     socket.connect(head)?;
     Ok(socket.local_addr()?.ip().to_string())
@@ -132,8 +133,10 @@ fn local_address(head: SocketAddr) -> std::io::Result<String> {
 
 fn watch(pid: i32, pidfd: &OwnedFd, signals: &SignalFd) -> Result<(), BesideError> {
     loop {
-        let mut waited =
-            [PollFd::new(pidfd, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        let mut waited = [
+            PollFd::new(pidfd, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
         match poll(&mut waited, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),

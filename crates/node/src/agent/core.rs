@@ -50,11 +50,18 @@ pub struct Core {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Link {
-    Down { dial_at: u64 },
+    Down {
+        dial_at: u64,
+    },
     Dialling,
     /// The hello is sent.
-    Greeting { since: u64 },
-    Welcomed { heard: u64, renew_at: u64 },
+    Greeting {
+        since: u64,
+    },
+    Welcomed {
+        heard: u64,
+        renew_at: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -71,12 +78,21 @@ struct Task {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
-    Starting { held: Vec<(u8, SignalScope)> },
-    Running { stopped: Option<u8> },
+    Starting {
+        held: Vec<(u8, SignalScope)>,
+    },
+    Running {
+        stopped: Option<u8>,
+    },
     /// The main process has ended, leftovers are being ended.
-    Collecting { end: End },
+    Collecting {
+        end: End,
+    },
     /// All processes are gone, output is under way.
-    Draining { end: End, until: Option<u64> },
+    Draining {
+        end: End,
+        until: Option<u64>,
+    },
     /// Kept until the head acknowledges it.
     Ended(End),
 }
@@ -122,8 +138,21 @@ impl Core {
             Event::SpawnFailed { task, status } => self.spawn_failed(task, status, effects),
             Event::MainStopped { task, signal } => self.stopped(task, signal, effects),
             Event::MainContinued { task } => self.continued(task, effects),
-            Event::MainExited { task, status, usage } => {
-                self.main_exited(now_ms, task, End { status, usage, leftovers: 0 }, effects);
+            Event::MainExited {
+                task,
+                status,
+                usage,
+            } => {
+                self.main_exited(
+                    now_ms,
+                    task,
+                    End {
+                        status,
+                        usage,
+                        leftovers: 0,
+                    },
+                    effects,
+                );
             }
             Event::TaskGone { task, leftovers } => self.gone(now_ms, task, leftovers, effects),
             Event::Drained { task } => self.drained(task, effects),
@@ -145,12 +174,20 @@ impl Core {
             Link::Greeting { since } => Some(since + WELCOME_WAIT_MS),
             Link::Welcomed { heard, renew_at } => Some(renew_at.min(self.silent_at(heard))),
         };
-        let lease = if self.lease.over { None } else { self.lease.until };
+        let lease = if self.lease.over {
+            None
+        } else {
+            self.lease.until
+        };
         let drains = self.tasks.values().filter_map(|task| match task.phase {
             Phase::Draining { until, .. } => until,
             _ => None,
         });
-        link.into_iter().chain(lease).chain(self.leaving_until).chain(drains).min()
+        link.into_iter()
+            .chain(lease)
+            .chain(self.leaving_until)
+            .chain(drains)
+            .min()
     }
 
     /// Whether any task has, or may have, a process here.
@@ -169,7 +206,11 @@ impl Core {
             return;
         }
         self.link = Link::Greeting { since: now_ms };
-        let tasks = self.tasks.iter().map(|(id, task)| task.report(*id)).collect();
+        let tasks = self
+            .tasks
+            .iter()
+            .map(|(id, task)| task.report(*id))
+            .collect();
         effects.push(Effect::Send(FromAgent::Hello {
             version: PROTOCOL_VERSION,
             incarnation: self.incarnation,
@@ -188,7 +229,9 @@ impl Core {
         self.dials = self.dials.wrapping_add(1) % 8;
         let wait = self.redial_ms * 3 / 4 + self.redial_ms * spread / 512;
         self.redial_ms = (self.redial_ms * 2).min(LAST_REDIAL_MS);
-        self.link = Link::Down { dial_at: now_ms + wait };
+        self.link = Link::Down {
+            dial_at: now_ms + wait,
+        };
     }
 
     fn is_linked(&self) -> bool {
@@ -207,31 +250,63 @@ impl Core {
             *heard = now_ms;
         }
         match message {
-            ToAgent::Welcome { node, name, first_pid, end_pid, lease_ms } => {
-                let Link::Greeting { since } = self.link else { return };
+            ToAgent::Welcome {
+                node,
+                name,
+                first_pid,
+                end_pid,
+                lease_ms,
+            } => {
+                let Link::Greeting { since } = self.link else {
+                    return;
+                };
                 self.name.clone_from(&name);
                 self.redial_ms = FIRST_REDIAL_MS;
                 self.lease.length_ms = lease_ms;
                 // The hello was a renewal too.
                 self.lease.extend(now_ms, since);
                 let renew_at = now_ms + self.lease.renewal_ms();
-                self.link = Link::Welcomed { heard: now_ms, renew_at };
-                effects.push(Effect::Welcomed { node, name, first_pid, end_pid });
+                self.link = Link::Welcomed {
+                    heard: now_ms,
+                    renew_at,
+                };
+                effects.push(Effect::Welcomed {
+                    node,
+                    name,
+                    first_pid,
+                    end_pid,
+                });
             }
             ToAgent::Refused { reason } => self.exit(Some(reason), effects),
             // Not while this is no member: what follows from it would be told to nobody.
             _ if !matches!(self.link, Link::Welcomed { .. }) => {}
             ToAgent::Renewed { sequence } => self.lease.renewed(now_ms, sequence),
-            ToAgent::Launch { task, pid, credential, deputy, spec } => {
+            ToAgent::Launch {
+                task,
+                pid,
+                credential,
+                deputy,
+                spec,
+            } => {
                 if self.tasks.contains_key(&task) {
                     return;
                 }
                 self.launch(task, pid, spec.leave, effects);
                 if self.tasks.get(&task).is_some_and(Task::is_live) {
-                    effects.push(Effect::Spawn { task, pid, credential, deputy, spec });
+                    effects.push(Effect::Spawn {
+                        task,
+                        pid,
+                        credential,
+                        deputy,
+                        spec,
+                    });
                 }
             }
-            ToAgent::Signal { task, signal, scope } => self.signal(task, signal, scope, effects),
+            ToAgent::Signal {
+                task,
+                signal,
+                scope,
+            } => self.signal(task, signal, scope, effects),
             ToAgent::Kill { task } => self.kill(now_ms, task, effects),
             ToAgent::Acknowledge { task } => {
                 if self.tasks.get(&task).is_some_and(|task| !task.is_live()) {
@@ -239,8 +314,18 @@ impl Core {
                 }
             }
             ToAgent::ListProcesses { request } => effects.push(Effect::ListProcesses { request }),
-            ToAgent::SignalProcess { request, pid, signal, uid } => {
-                effects.push(Effect::SignalProcess { request, pid, signal, uid });
+            ToAgent::SignalProcess {
+                request,
+                pid,
+                signal,
+                uid,
+            } => {
+                effects.push(Effect::SignalProcess {
+                    request,
+                    pid,
+                    signal,
+                    uid,
+                });
             }
             ToAgent::Leave => self.leave(now_ms, effects),
             // Only for a machine that is joining, which is done before there is a core.
@@ -258,13 +343,20 @@ impl Core {
         self.lease.over = true;
         let reason = self.lease_reason();
         effects.push(Effect::KillEverything);
-        let live: Vec<_> =
-            self.tasks.iter().filter(|(_, task)| task.is_live()).map(|(id, _)| *id).collect();
+        let live: Vec<_> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_live())
+            .map(|(id, _)| *id)
+            .collect();
         for id in live {
-            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            let Some(task) = self.tasks.get_mut(&id) else {
+                continue;
+            };
             task.killed = true;
             // An earlier verdict knows better why.
-            task.verdict.get_or_insert(Status::cluster_failed(reason.clone()));
+            task.verdict
+                .get_or_insert(Status::cluster_failed(reason.clone()));
             task.undrainable = true;
             self.end_if_drained(id, effects);
         }
@@ -292,7 +384,9 @@ impl Core {
                 effects.push(Effect::HangUp);
                 self.disconnected(now_ms);
             }
-            Link::Welcomed { ref mut renew_at, .. } if *renew_at <= now_ms => {
+            Link::Welcomed {
+                ref mut renew_at, ..
+            } if *renew_at <= now_ms => {
                 *renew_at = now_ms + self.lease.renewal_ms();
                 let sequence = self.lease.renew(now_ms);
                 effects.push(Effect::Renew { sequence });
@@ -314,7 +408,10 @@ impl Core {
         for task in late {
             self.drained(task, effects);
         }
-        if self.leaving_until.is_some_and(|until| self.tasks.is_empty() || until <= now_ms) {
+        if self
+            .leaving_until
+            .is_some_and(|until| self.tasks.is_empty() || until <= now_ms)
+        {
             // Whatever is still alive when the wait is over goes with its init, but only the
             // fence proves that to the head.
             if !self.has_live_tasks() {
@@ -338,7 +435,8 @@ impl Core {
         );
         for task in self.tasks.values_mut().filter(|task| task.is_live()) {
             task.killed = true;
-            task.verdict.get_or_insert(Status::cluster_failed(reason.clone()));
+            task.verdict
+                .get_or_insert(Status::cluster_failed(reason.clone()));
         }
     }
 
@@ -353,23 +451,44 @@ impl Core {
         let refusal = if self.lease.over {
             Some(self.lease_reason())
         } else if self.leaving_until.is_some() {
-            Some(format!("{} is leaving the cluster; run the command again", self.name))
+            Some(format!(
+                "{} is leaving the cluster; run the command again",
+                self.name
+            ))
         } else {
             None
         };
         let phase = Phase::Starting { held: Vec::new() };
-        let task =
-            Task { pid, leave, killed: false, verdict: None, undrainable: false, phase };
+        let task = Task {
+            pid,
+            leave,
+            killed: false,
+            verdict: None,
+            undrainable: false,
+            phase,
+        };
         self.tasks.insert(id, task);
         if let Some(reason) = refusal {
             let status = Status::cluster_failed(reason);
-            self.end(id, End { status, usage: Usage::default(), leftovers: 0 }, effects);
+            self.end(
+                id,
+                End {
+                    status,
+                    usage: Usage::default(),
+                    leftovers: 0,
+                },
+                effects,
+            );
         }
     }
 
     fn spawned(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Phase::Starting { held } = &mut task.phase else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        let Phase::Starting { held } = &mut task.phase else {
+            return;
+        };
         let held = std::mem::take(held);
         let pid = task.pid;
         task.phase = Phase::Running { stopped: None };
@@ -380,43 +499,64 @@ impl Core {
             return;
         }
         for (signal, scope) in held {
-            effects.push(Effect::Signal { task: id, pid, signal, scope });
+            effects.push(Effect::Signal {
+                task: id,
+                pid,
+                signal,
+                scope,
+            });
         }
     }
 
     fn spawn_failed(&mut self, id: TaskId, status: Status, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get(&id) else { return };
+        let Some(task) = self.tasks.get(&id) else {
+            return;
+        };
         if matches!(task.phase, Phase::Starting { .. }) {
             effects.push(Effect::CloseTask { task: id });
-            self.end(id, End { status, usage: Usage::default(), leftovers: 0 }, effects);
+            self.end(
+                id,
+                End {
+                    status,
+                    usage: Usage::default(),
+                    leftovers: 0,
+                },
+                effects,
+            );
         }
     }
 
-    fn signal(
-        &mut self,
-        id: TaskId,
-        signal: u8,
-        scope: SignalScope,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn signal(&mut self, id: TaskId, signal: u8, scope: SignalScope, effects: &mut Vec<Effect>) {
         if signal == 0 || signal > LAST_SIGNAL {
             return;
         }
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         match &mut task.phase {
             Phase::Starting { held } if held.len() < MAX_HELD_SIGNALS => held.push((signal, scope)),
             Phase::Running { .. } => {
-                effects.push(Effect::Signal { task: id, pid: task.pid, signal, scope });
+                effects.push(Effect::Signal {
+                    task: id,
+                    pid: task.pid,
+                    signal,
+                    scope,
+                });
             }
             _ => {}
         }
     }
 
     fn kill(&mut self, now_ms: u64, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         task.killed = true;
         match &mut task.phase {
-            Phase::Running { .. } => effects.push(Effect::KillTree { task: id, pid: task.pid }),
+            Phase::Running { .. } => effects.push(Effect::KillTree {
+                task: id,
+                pid: task.pid,
+            }),
             Phase::Draining { until, .. } => {
                 until.get_or_insert(now_ms + KILLED_DRAIN_MS);
             }
@@ -425,7 +565,9 @@ impl Core {
     }
 
     fn stopped(&mut self, id: TaskId, signal: u8, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if let Phase::Running { stopped } = &mut task.phase
             && stopped.replace(signal) != Some(signal)
         {
@@ -434,7 +576,9 @@ impl Core {
     }
 
     fn continued(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if let Phase::Running { stopped } = &mut task.phase
             && stopped.take().is_some()
         {
@@ -443,7 +587,9 @@ impl Core {
     }
 
     fn main_exited(&mut self, now_ms: u64, id: TaskId, end: End, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if !matches!(task.phase, Phase::Running { .. }) {
             return;
         }
@@ -457,7 +603,9 @@ impl Core {
     }
 
     fn gone(&mut self, now_ms: u64, id: TaskId, leftovers: u32, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if let Phase::Collecting { end } = &mut task.phase {
             end.leftovers = leftovers;
             self.drain(now_ms, id, false, effects);
@@ -466,8 +614,12 @@ impl Core {
 
     /// All processes are gone (or left on purpose): the output is what remains.
     fn drain(&mut self, now_ms: u64, id: TaskId, leave: bool, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Phase::Collecting { end } = task.phase.clone() else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
+        let Phase::Collecting { end } = task.phase.clone() else {
+            return;
+        };
         let until = task.killed.then_some(now_ms + KILLED_DRAIN_MS);
         task.phase = Phase::Draining { end, until };
         if task.undrainable {
@@ -484,7 +636,9 @@ impl Core {
     }
 
     fn drained(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get(&id) else { return };
+        let Some(task) = self.tasks.get(&id) else {
+            return;
+        };
         if let Phase::Draining { end, .. } = &task.phase {
             let end = end.clone();
             effects.push(Effect::CloseTask { task: id });
@@ -495,7 +649,9 @@ impl Core {
     fn relay_lost(&mut self, id: TaskId, reason: &str, effects: &mut Vec<Effect>) {
         let name = &self.name;
         let reason = format!("{name} lost the streams of this task: {reason}; run it again");
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if !task.is_live() {
             return;
         }
@@ -503,19 +659,36 @@ impl Core {
         task.undrainable = true;
         task.killed = true;
         if let Phase::Running { .. } = task.phase {
-            effects.push(Effect::KillTree { task: id, pid: task.pid });
+            effects.push(Effect::KillTree {
+                task: id,
+                pid: task.pid,
+            });
         }
         self.end_if_drained(id, effects);
     }
 
     fn end(&mut self, id: TaskId, mut end: End, effects: &mut Vec<Effect>) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get_mut(&id) else {
+            return;
+        };
         if let Some(verdict) = task.verdict.take() {
             end.status = verdict;
         }
         task.phase = Phase::Ended(end.clone());
-        let End { status, usage, leftovers } = end;
-        self.send(FromAgent::Ended { task: id, status, usage, leftovers }, effects);
+        let End {
+            status,
+            usage,
+            leftovers,
+        } = end;
+        self.send(
+            FromAgent::Ended {
+                task: id,
+                status,
+                usage,
+                leftovers,
+            },
+            effects,
+        );
     }
 }
 
@@ -530,7 +703,12 @@ impl Task {
             Phase::Running { stopped } => (None, *stopped),
             _ => (None, None),
         };
-        TaskReport { task, pid: self.pid, ended, stopped }
+        TaskReport {
+            task,
+            pid: self.pid,
+            ended,
+            stopped,
+        }
     }
 }
 

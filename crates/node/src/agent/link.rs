@@ -16,7 +16,11 @@ pub(crate) type HeadTls = TlsLink<ToAgent, FromAgent>;
 
 /// Begins to connect; what is queued meanwhile is sent once the connection stands.
 pub(crate) fn dial(head: SocketAddr, config: Arc<ClientConfig>) -> Result<HeadTls, LinkError> {
-    let family = if head.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if head.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&socket, &head) {
@@ -44,7 +48,11 @@ impl HeadLink {
         let tls = dial(head, config)?;
         // Room to write is how a connection that stands shows.
         poll.add(&tls, token, Interest::Both)?;
-        Ok(HeadLink { tls, token, waits_for_room: true })
+        Ok(HeadLink {
+            tls,
+            token,
+            waits_for_room: true,
+        })
     }
 
     pub(super) fn queue(&mut self, message: &FromAgent) -> Result<(), LinkError> {

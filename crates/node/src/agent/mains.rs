@@ -45,10 +45,18 @@ struct Main {
 #[derive(Debug)]
 enum State {
     /// The spawner is at it. Changes are kept: a child that failed is not a task's end.
-    Starting { held: Vec<ChildChange> },
-    Running { tag: UtsTag },
+    Starting {
+        held: Vec<ChildChange>,
+    },
+    Running {
+        tag: UtsTag,
+    },
     /// The main process is gone; the others, those killed so far, are to follow.
-    Ended { tag: UtsTag, collecting: bool, killed: HashSet<i32> },
+    Ended {
+        tag: UtsTag,
+        collecting: bool,
+        killed: HashSet<i32>,
+    },
 }
 
 impl State {
@@ -63,8 +71,13 @@ impl State {
 impl Mains {
     /// The task that carries this tag.
     pub(super) fn by_tag(&self, tag: UtsTag) -> Option<TaskId> {
-        let known = self.tasks.iter().find(|(_, main)| main.state.tag() == Some(tag));
-        known.map(|(id, _)| *id).or_else(|| self.left.get(&tag).copied())
+        let known = self
+            .tasks
+            .iter()
+            .find(|(_, main)| main.state.tag() == Some(tag));
+        known
+            .map(|(id, _)| *id)
+            .or_else(|| self.left.get(&tag).copied())
     }
 
     /// The task whose main process this is.
@@ -74,20 +87,38 @@ impl Mains {
 
     /// Whether [`Mains::collect`] has work.
     pub(super) fn is_collecting(&self) -> bool {
-        self.tasks.values().any(|main| matches!(main.state, State::Ended { collecting: true, .. }))
+        self.tasks.values().any(|main| {
+            matches!(
+                main.state,
+                State::Ended {
+                    collecting: true,
+                    ..
+                }
+            )
+        })
     }
 
     /// The spawner is about to make it.
     pub(super) fn starting(&mut self, task: TaskId, pid: Pid) {
         let state = State::Starting { held: Vec::new() };
         self.by_pid.insert(pid.0, task);
-        self.tasks.insert(task, Main { pid: pid.0, state, stop_as: None, leader: None });
+        self.tasks.insert(
+            task,
+            Main {
+                pid: pid.0,
+                state,
+                stop_as: None,
+                leader: None,
+            },
+        );
     }
 
     /// The spawner has made it, or failed to.
     pub(super) fn answered(&mut self, answer: Answer, events: &mut Vec<Event>) {
         let Answer { task, outcome } = answer;
-        let Some(main) = self.tasks.get_mut(&task) else { return };
+        let Some(main) = self.tasks.get_mut(&task) else {
+            return;
+        };
         match outcome {
             Ok(Made { tag, leader }) => {
                 if leader.is_some() {
@@ -99,7 +130,8 @@ impl Mains {
                 events.push(Event::Spawned { task });
                 let before = std::mem::replace(&mut main.state, State::Running { tag });
                 if let State::Starting { held } = before {
-                    held.into_iter().for_each(|change| self.changed(change, events));
+                    held.into_iter()
+                        .for_each(|change| self.changed(change, events));
                 }
             }
             Err(status) => {
@@ -113,7 +145,10 @@ impl Mains {
     /// The leaders that have come since the last call.
     pub(super) fn fresh_leaders(&mut self) -> Vec<&Leader> {
         let fresh = std::mem::take(&mut self.fresh);
-        fresh.into_iter().filter_map(|task| self.leader(task)).collect()
+        fresh
+            .into_iter()
+            .filter_map(|task| self.leader(task))
+            .collect()
     }
 
     /// A task's leader.
@@ -124,7 +159,10 @@ impl Mains {
     /// The task whose session this process leads. It is the agent's own, not one of the task's.
     pub(super) fn by_leader(&self, pid: i32) -> Option<TaskId> {
         let leads = |main: &Main| main.leader.as_ref().is_some_and(|leader| leader.pid == pid);
-        self.tasks.iter().find(|(_, main)| leads(main)).map(|(id, _)| *id)
+        self.tasks
+            .iter()
+            .find(|(_, main)| leads(main))
+            .map(|(id, _)| *id)
     }
 
     /// Takes all that a leader reports. Returns whether it can report more.
@@ -143,9 +181,13 @@ impl Mains {
     /// speak of, and the main process, now the agent's child, follows.
     pub(super) fn leader_ended(&mut self, task: TaskId, events: &mut Vec<Event>) {
         self.hear_leader(task, events);
-        let Some(main) = self.tasks.get_mut(&task) else { return };
+        let Some(main) = self.tasks.get_mut(&task) else {
+            return;
+        };
         main.leader = None;
-        let (State::Running { tag }, pid) = (&main.state, main.pid) else { return };
+        let (State::Running { tag }, pid) = (&main.state, main.pid) else {
+            return;
+        };
         if processes::is_own_child(pid) {
             for member in processes::tagged(*tag) {
                 let _ = kill(member, SIGKILL);
@@ -153,8 +195,18 @@ impl Mains {
             return;
         }
         // It was reaped by the leader, which could not tell any more.
-        let state = ChildState::Ended(ExitStatus::Signaled { signal: SIGKILL, core: false });
-        self.changed(ChildChange { pid, state, usage: Default::default() }, events);
+        let state = ChildState::Ended(ExitStatus::Signaled {
+            signal: SIGKILL,
+            core: false,
+        });
+        self.changed(
+            ChildChange {
+                pid,
+                state,
+                usage: Default::default(),
+            },
+            events,
+        );
     }
 
     /// Takes all changes of children. Orphans that have ended are reaped on the way.
@@ -169,8 +221,12 @@ impl Mains {
     }
 
     fn changed(&mut self, change: ChildChange, events: &mut Vec<Event>) {
-        let Some(&task) = self.by_pid.get(&change.pid) else { return };
-        let Some(main) = self.tasks.get_mut(&task) else { return };
+        let Some(&task) = self.by_pid.get(&change.pid) else {
+            return;
+        };
+        let Some(main) = self.tasks.get_mut(&task) else {
+            return;
+        };
         let tag = match &mut main.state {
             State::Starting { held } => return held.push(change),
             State::Running { tag } => *tag,
@@ -188,20 +244,31 @@ impl Mains {
             }
             ChildState::Ended(status) => {
                 self.by_pid.remove(&change.pid);
-                main.state = State::Ended { tag, collecting: false, killed: HashSet::new() };
+                main.state = State::Ended {
+                    tag,
+                    collecting: false,
+                    killed: HashSet::new(),
+                };
                 let usage = Usage {
                     user_us: change.usage.user_us,
                     system_us: change.usage.system_us,
                     max_rss_kib: change.usage.max_rss_kb,
                 };
-                events.push(Event::MainExited { task, status: status_of(status), usage });
+                events.push(Event::MainExited {
+                    task,
+                    status: status_of(status),
+                    usage,
+                });
             }
         }
     }
 
     /// Begins to end what the main process has left.
     pub(super) fn collect_leftovers(&mut self, task: TaskId) {
-        if let Some(Main { state: State::Ended { collecting, .. }, .. }) = self.tasks.get_mut(&task)
+        if let Some(Main {
+            state: State::Ended { collecting, .. },
+            ..
+        }) = self.tasks.get_mut(&task)
         {
             *collecting = true;
         }
@@ -225,7 +292,14 @@ impl Mains {
             }
         }
         for (&task, main) in &mut self.tasks {
-            let State::Ended { tag, collecting, killed } = &mut main.state else { continue };
+            let State::Ended {
+                tag,
+                collecting,
+                killed,
+            } = &mut main.state
+            else {
+                continue;
+            };
             if !*collecting {
                 continue;
             }
@@ -261,7 +335,12 @@ impl Mains {
 
     /// Kills the task at once, so far as that can be done at once; its end does the rest.
     pub(super) fn kill_tree(&self, task: TaskId) {
-        if let Some(Main { pid, state: State::Running { .. }, .. }) = self.tasks.get(&task) {
+        if let Some(Main {
+            pid,
+            state: State::Running { .. },
+            ..
+        }) = self.tasks.get(&task)
+        {
             let _ = kill(-pid, SIGKILL);
             let _ = kill(*pid, SIGKILL);
         }
@@ -270,8 +349,12 @@ impl Mains {
     /// Signals a task. Processes that are gone need none, so nothing can go wrong here.
     pub(super) fn signal(&mut self, task: TaskId, signal: u8, scope: SignalScope) {
         let signal = i32::from(signal);
-        let Some(main) = self.tasks.get_mut(&task) else { return };
-        let State::Running { tag } = main.state else { return };
+        let Some(main) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        let State::Running { tag } = main.state else {
+            return;
+        };
         let pid = main.pid;
         // With a leader the kernel does all by itself.
         let is_soft_stop = main.leader.is_none() && matches!(signal, SIGTSTP | SIGTTIN | SIGTTOU);

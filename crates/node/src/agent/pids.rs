@@ -34,13 +34,20 @@ pub(super) struct PidBlock {
 
 impl PidBlock {
     pub(super) fn new(first: Pid, end: Pid) -> PidBlock {
-        PidBlock { first: first.0, end: end.0 }
+        PidBlock {
+            first: first.0,
+            end: end.0,
+        }
     }
 
     /// Raises the kernel's limit if the block is beyond it.
     pub(super) fn make_room(self) -> Result<(), PidError> {
         let limit = read(PID_MAX).unwrap_or(i32::MAX);
-        if limit < self.end { write(PID_MAX, self.end) } else { Ok(()) }
+        if limit < self.end {
+            write(PID_MAX, self.end)
+        } else {
+            Ok(())
+        }
     }
 
     /// Sets the cursor back into the block if it is not in it, or near its end.
@@ -62,7 +69,11 @@ fn read(file: &str) -> Option<i32> {
 }
 
 fn write(file: &'static str, value: i32) -> Result<(), PidError> {
-    fs::write(file, value.to_string()).map_err(|source| PidError { file, value, source })
+    fs::write(file, value.to_string()).map_err(|source| PidError {
+        file,
+        value,
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -72,9 +83,14 @@ mod tests {
     #[test]
     fn the_cursor_stays_in_the_block() {
         let block = PidBlock::new(Pid(1000), Pid(1800));
-        for (cursor, due) in
-            [(0, true), (998, true), (999, false), (1699, false), (1700, true), (9000, true)]
-        {
+        for (cursor, due) in [
+            (0, true),
+            (998, true),
+            (999, false),
+            (1699, false),
+            (1700, true),
+            (9000, true),
+        ] {
             assert_eq!(block.is_due(cursor), due, "{cursor}");
         }
     }

@@ -23,7 +23,9 @@ const INIT: i32 = 1;
 
 /// All processes but the agent.
 pub(super) fn pids() -> Vec<i32> {
-    let Ok(directory) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(directory) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     directory
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|&pid| pid != INIT)
@@ -32,7 +34,9 @@ pub(super) fn pids() -> Vec<i32> {
 
 /// The processes that carry a task's tag.
 pub(super) fn tagged(tag: UtsTag) -> impl Iterator<Item = i32> {
-    pids().into_iter().filter(move |&pid| UtsTag::of(pid).is_ok_and(|of| of == tag))
+    pids()
+        .into_iter()
+        .filter(move |&pid| UtsTag::of(pid).is_ok_and(|of| of == tag))
 }
 
 /// A process's group.
@@ -47,14 +51,20 @@ pub(super) fn is_own_child(pid: i32) -> bool {
 
 /// All processes of tasks; a session's leader is a part of the agent.
 pub(super) fn list(mains: &Mains) -> Vec<Process> {
-    let stats: HashMap<i32, Stat> =
-        pids().into_iter().filter_map(|pid| Some((pid, read_stat(pid)?))).collect();
+    let stats: HashMap<i32, Stat> = pids()
+        .into_iter()
+        .filter_map(|pid| Some((pid, read_stat(pid)?)))
+        .collect();
     let boot_ms = boot_time_ms();
     let mut list: Vec<_> = stats
         .iter()
         .filter(|&(&pid, _)| mains.by_leader(pid).is_none())
         .filter_map(|(&pid, stat)| {
-            let parent = if mains.by_leader(stat.parent).is_some() { INIT } else { stat.parent };
+            let parent = if mains.by_leader(stat.parent).is_some() {
+                INIT
+            } else {
+                stat.parent
+            };
             Some(Process {
                 task: task_of(pid, mains, |pid| stats.get(&pid).map(|stat| stat.parent)),
                 pid: Pid(pid),
@@ -115,7 +125,10 @@ fn command(pid: i32, name: &str) -> String {
     if bytes.is_empty() {
         return format!("[{name}]");
     }
-    bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+    bytes
+        .iter_mut()
+        .filter(|byte| **byte == 0)
+        .for_each(|byte| *byte = b' ');
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -164,7 +177,9 @@ fn ticks_ms(ticks: u64) -> u64 {
 /// When the machine was started, since the Epoch.
 fn boot_time_ms() -> u64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let seconds = text.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
+    let seconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok());
     seconds.unwrap_or(0_u64) * 1000
 }
 

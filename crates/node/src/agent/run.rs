@@ -143,7 +143,10 @@ pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentE
     // Before the first thread, which inherits it.
     block_signals(handled);
     let signals = SignalFd::new(handled)?;
-    let title = config.name.clone().unwrap_or_else(|| config.address.clone());
+    let title = config
+        .name
+        .clone()
+        .unwrap_or_else(|| config.address.clone());
     entitle(&title);
     let identity = match &config.trust {
         Trust::Identity(identity) => client_config(identity)?,
@@ -233,7 +236,10 @@ impl Agent {
         if view.is_some() {
             relay.set_serves_view();
         }
-        relay.set_terminals(PathBuf::from(format!("/proc/self/fd/{}", terminals.as_raw_fd())));
+        relay.set_terminals(PathBuf::from(format!(
+            "/proc/self/fd/{}",
+            terminals.as_raw_fd()
+        )));
         let incarnation = draw_incarnation()?;
         let core = Core::new(incarnation, machine::describe(&config.address), &name);
         Ok(Agent {
@@ -302,11 +308,17 @@ impl Agent {
 
     fn time_to_wait(&self) -> Option<Duration> {
         let now = now_ms();
-        let core =
-            self.core.next_deadline().map(|at| Duration::from_millis(at.saturating_sub(now)));
+        let core = self
+            .core
+            .next_deadline()
+            .map(|at| Duration::from_millis(at.saturating_sub(now)));
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         let collect = self.mains.is_collecting().then_some(COLLECT_PERIOD);
-        let others = [self.relay.deadline().map(until), self.cursor_at.map(until), collect];
+        let others = [
+            self.relay.deadline().map(until),
+            self.cursor_at.map(until),
+            collect,
+        ];
         core.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -334,7 +346,11 @@ impl Agent {
                 }
             }
             SPAWNER => {
-                let answers = self.spawner.as_ref().map(Spawner::answers).unwrap_or_default();
+                let answers = self
+                    .spawner
+                    .as_ref()
+                    .map(Spawner::answers)
+                    .unwrap_or_default();
                 for answer in answers {
                     self.mains.answered(answer, &mut self.events);
                 }
@@ -376,7 +392,11 @@ impl Agent {
         {
             // Its last words, if it had time for any. What it leaves comes to us at its end.
             self.poll.remove(leader)?;
-            self.poll.add(&leader.pidfd, leader_token(LEADER_ENDS, leader), Interest::Read)?;
+            self.poll.add(
+                &leader.pidfd,
+                leader_token(LEADER_ENDS, leader),
+                Interest::Read,
+            )?;
         }
         Ok(())
     }
@@ -407,13 +427,29 @@ impl Agent {
                 load_centi: machine::load_centi(),
                 available_kib: machine::available_kib(),
             }),
-            Effect::Welcomed { name, first_pid, end_pid, .. } => {
+            Effect::Welcomed {
+                name,
+                first_pid,
+                end_pid,
+                ..
+            } => {
                 self.welcomed(name, PidBlock::new(first_pid, end_pid))?;
             }
-            Effect::Spawn { task, pid, credential, deputy, spec } => {
+            Effect::Spawn {
+                task,
+                pid,
+                credential,
+                deputy,
+                spec,
+            } => {
                 self.spawn(task, pid, credential, deputy, spec);
             }
-            Effect::Signal { task, signal, scope, .. } => self.mains.signal(task, signal, scope),
+            Effect::Signal {
+                task,
+                signal,
+                scope,
+                ..
+            } => self.mains.signal(task, signal, scope),
             Effect::KillTree { task, .. } => self.mains.kill_tree(task),
             // Nobody there is fine.
             Effect::KillEverything => drop(kill(EVERYBODY, SIGKILL)),
@@ -435,7 +471,12 @@ impl Agent {
                 self.mains.forget(task);
             }
             Effect::ListProcesses { request } => self.list(request),
-            Effect::SignalProcess { request, pid, signal, uid } => {
+            Effect::SignalProcess {
+                request,
+                pid,
+                signal,
+                uid,
+            } => {
                 let result = processes::signal(pid, signal, uid, &self.mains);
                 let errno = result.err().map_or(0, Errno::raw_os_error);
                 self.send(&FromAgent::Signalled { request, errno });
@@ -477,7 +518,11 @@ impl Agent {
     fn hear_head(&mut self, ready: Ready) {
         for _ in 0..READS_PER_TURN {
             let Some(link) = &mut self.link else { return };
-            let received = if ready.readable { link.receive() } else { Ok(()) };
+            let received = if ready.readable {
+                link.receive()
+            } else {
+                Ok(())
+            };
             let mut heard = false;
             loop {
                 match link.next_message() {
@@ -547,7 +592,10 @@ impl Agent {
             && link.is_sending()
             && Instant::now() < until
         {
-            let wait = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: 10_000_000,
+            };
             let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], Some(&wait));
         }
     }
@@ -563,12 +611,16 @@ impl Agent {
         spec: Box<LaunchSpec>,
     ) {
         self.steer();
-        self.cursor_at.get_or_insert_with(|| Instant::now() + CURSOR_PERIOD);
+        self.cursor_at
+            .get_or_insert_with(|| Instant::now() + CURSOR_PERIOD);
         let failed = |reason: String| Event::SpawnFailed {
             task,
             status: Status::cluster_failed(reason),
         };
-        let stdio = match self.relay.open(&self.poll, task, deputy, spec.stdio, spec.window) {
+        let stdio = match self
+            .relay
+            .open(&self.poll, task, deputy, spec.stdio, spec.window)
+        {
             Ok(stdio) => stdio,
             Err(error) => {
                 let reason = format!("{}: {error}; run the command again", self.name);
@@ -579,10 +631,21 @@ impl Agent {
             view.admit(task, credential.uid, deputy);
         }
         self.mains.starting(task, pid);
-        let order = Order { task, pid, credential, spec, stdio };
-        if !self.spawner.as_ref().is_some_and(|spawner| spawner.order(order)) {
+        let order = Order {
+            task,
+            pid,
+            credential,
+            spec,
+            stdio,
+        };
+        if !self
+            .spawner
+            .as_ref()
+            .is_some_and(|spawner| spawner.order(order))
+        {
             self.mains.forget(task);
-            self.events.push(failed(format!("the spawner of {} has ended", self.name)));
+            self.events
+                .push(failed(format!("the spawner of {} has ended", self.name)));
         }
     }
 
@@ -600,11 +663,19 @@ impl Agent {
         let list = processes::list(&self.mains);
         let mut parts = list.chunks(MAX_PROCESSES_PER_MESSAGE).peekable();
         if parts.peek().is_none() {
-            return self.send(&FromAgent::Processes { request, list, last: true });
+            return self.send(&FromAgent::Processes {
+                request,
+                list,
+                last: true,
+            });
         }
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
-            self.send(&FromAgent::Processes { request, list: part.to_vec(), last });
+            self.send(&FromAgent::Processes {
+                request,
+                list: part.to_vec(),
+                last,
+            });
         }
     }
 }
@@ -623,7 +694,10 @@ fn open_terminals(root: &TaskRoot) -> Result<OwnedFd, Errno> {
         rustix::fs::open("/dev/pts", flags, Mode::empty())
     };
     thread::scope(|scope| {
-        scope.spawn(open).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        scope
+            .spawn(open)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -640,7 +714,8 @@ fn draw_incarnation() -> Result<Incarnation, Errno> {
 /// Milliseconds of a clock that goes on while the machine sleeps (P4).
 fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 fn entitle(name: &str) {

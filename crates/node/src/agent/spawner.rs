@@ -19,8 +19,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use wiglaf_linux::namespace::{NamespaceFlags, unshare};
-use wiglaf_linux::signal::{SignalSet, block_signals};
 use wiglaf_linux::session::{self, Leader};
+use wiglaf_linux::signal::{SignalSet, block_signals};
 use wiglaf_linux::spawn::{Limit, SpawnError, SpawnRequest, Stage, spawn};
 use wiglaf_process::relay::node::ChildStdio;
 use wiglaf_wire::id::{Pid, TaskId};
@@ -68,14 +68,20 @@ impl UtsTag {
     pub(super) fn of(pid: i32) -> io::Result<UtsTag> {
         UtsTag::read(&format!("/proc/{pid}/ns/uts")).map_err(|error| {
             let ended = error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
-            if ended { io::ErrorKind::NotFound.into() } else { error }
+            if ended {
+                io::ErrorKind::NotFound.into()
+            } else {
+                error
+            }
         })
     }
 
     fn read(path: &str) -> io::Result<UtsTag> {
         let link = fs::read_link(path)?;
         let text = link.to_str().unwrap_or_default();
-        let number = text.strip_prefix("uts:[").and_then(|rest| rest.strip_suffix(']'));
+        let number = text
+            .strip_prefix("uts:[")
+            .and_then(|rest| rest.strip_suffix(']'));
         number
             .and_then(|number| number.parse().ok())
             .map(UtsTag)
@@ -99,22 +105,29 @@ impl Spawner {
         let answered = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bell = rustix::io::fcntl_dupfd_cloexec(&answered, 0)?;
         let node = node.to_owned();
-        thread::Builder::new().name("spawner".into()).stack_size(STACK_BYTES).spawn(move || {
-            // The loop reads them from a descriptor.
-            block_signals(SignalSet::ALL);
-            let home = open_own_uts();
-            for order in inbox {
-                let task = order.task;
-                let outcome = make(&order, &root, home.as_ref(), rootless, &node);
-                drop(order);
-                if outbox.send(Answer { task, outcome }).is_err() {
-                    return;
+        thread::Builder::new()
+            .name("spawner".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                // The loop reads them from a descriptor.
+                block_signals(SignalSet::ALL);
+                let home = open_own_uts();
+                for order in inbox {
+                    let task = order.task;
+                    let outcome = make(&order, &root, home.as_ref(), rootless, &node);
+                    drop(order);
+                    if outbox.send(Answer { task, outcome }).is_err() {
+                        return;
+                    }
+                    // Can only fail when nobody listens any more.
+                    let _ = rustix::io::write(&bell, &1_u64.to_ne_bytes());
                 }
-                // Can only fail when nobody listens any more.
-                let _ = rustix::io::write(&bell, &1_u64.to_ne_bytes());
-            }
-        })?;
-        Ok(Spawner { orders, answers, answered })
+            })?;
+        Ok(Spawner {
+            orders,
+            answers,
+            answered,
+        })
     }
 
     /// Readable when there are answers.
@@ -148,12 +161,23 @@ fn make(
     node: &str,
 ) -> Result<Made, Status> {
     let spec = &order.spec;
-    let failed = |reason: String| Status::Failed { code: EXIT_CLUSTER_FAILED, reason };
+    let failed = |reason: String| Status::Failed {
+        code: EXIT_CLUSTER_FAILED,
+        reason,
+    };
     let text = |bytes: &[u8]| {
         CString::new(bytes).map_err(|_| failed(format!("{node} was given text with a NUL in it")))
     };
-    let argv = spec.argv.iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
-    let env = spec.env.iter().map(|word| text(word)).collect::<Result<Vec<_>, _>>()?;
+    let argv = spec
+        .argv
+        .iter()
+        .map(|word| text(word))
+        .collect::<Result<Vec<_>, _>>()?;
+    let env = spec
+        .env
+        .iter()
+        .map(|word| text(word))
+        .collect::<Result<Vec<_>, _>>()?;
     let cwd = text(&spec.cwd)?;
     let Some(program) = argv.first() else {
         return Err(failed(format!("{node} was given no command to run")));
@@ -171,7 +195,11 @@ fn make(
     let limits: Vec<_> = spec
         .limits
         .iter()
-        .map(|limit| Limit { resource: limit.resource, soft: limit.soft, hard: limit.hard })
+        .map(|limit| Limit {
+            resource: limit.resource,
+            soft: limit.soft,
+            hard: limit.hard,
+        })
         .collect();
     let request = SpawnRequest {
         program,
@@ -210,15 +238,27 @@ fn make(
 
 /// What the user is told of a process that could not be made, as a shell would where one would.
 fn told(error: SpawnError, spec: &LaunchSpec, node: &str) -> Status {
-    let command = spec.argv.first().map(|word| String::from_utf8_lossy(word)).unwrap_or_default();
+    let command = spec
+        .argv
+        .first()
+        .map(|word| String::from_utf8_lossy(word))
+        .unwrap_or_default();
     let (code, reason) = match error {
-        SpawnError::Child { stage: Stage::Exec, errno: Errno::NOENT | Errno::NOTDIR } => {
-            (EXIT_NOT_FOUND, format!("{command}: not found on {node}"))
-        }
-        SpawnError::Child { stage: Stage::Exec, errno } => {
-            (EXIT_NOT_EXECUTABLE, format!("{command}: can't be executed on {node}: {errno}"))
-        }
-        SpawnError::Child { stage: Stage::Cwd, errno } => {
+        SpawnError::Child {
+            stage: Stage::Exec,
+            errno: Errno::NOENT | Errno::NOTDIR,
+        } => (EXIT_NOT_FOUND, format!("{command}: not found on {node}")),
+        SpawnError::Child {
+            stage: Stage::Exec,
+            errno,
+        } => (
+            EXIT_NOT_EXECUTABLE,
+            format!("{command}: can't be executed on {node}: {errno}"),
+        ),
+        SpawnError::Child {
+            stage: Stage::Cwd,
+            errno,
+        } => {
             let cwd = String::from_utf8_lossy(&spec.cwd);
             let reason = format!("{node} can't enter the working directory {cwd}: {errno}");
             (EXIT_CLUSTER_FAILED, reason)
@@ -227,9 +267,10 @@ fn told(error: SpawnError, spec: &LaunchSpec, node: &str) -> Status {
             let reason = format!("process number {pid} is taken on {node}; run the command again");
             (EXIT_CLUSTER_FAILED, reason)
         }
-        SpawnError::Clone { .. } | SpawnError::Leader | SpawnError::Child { .. } => {
-            (EXIT_CLUSTER_FAILED, format!("{node} can't start {command}: {error}"))
-        }
+        SpawnError::Clone { .. } | SpawnError::Leader | SpawnError::Child { .. } => (
+            EXIT_CLUSTER_FAILED,
+            format!("{node} can't start {command}: {error}"),
+        ),
     };
     Status::Failed { code, reason }
 }

@@ -89,7 +89,11 @@ impl NodeView {
             .map_err(NodeViewError::Bell)?;
         let ring = rustix::io::fcntl_dupfd_cloexec(&bell, 0).map_err(NodeViewError::Bell)?;
         let seers = Seers::default();
-        let asker = Asker { questions, bell: ring, seers: seers.clone() };
+        let asker = Asker {
+            questions,
+            bell: ring,
+            seers: seers.clone(),
+        };
         let path = Path::new(MOUNT_POINT);
         let mount = View::mount(path, &OWN_DIRECTORIES, Arc::new(asker))?;
         let root = TaskRoot::from_mount(path)?;
@@ -121,7 +125,9 @@ impl NodeView {
 
     /// A task has ended. What its user was told of files stays good as long as the link.
     pub(super) fn dismiss(&mut self, task: TaskId) {
-        let Some((uid, _)) = self.tasks.remove(&task) else { return };
+        let Some((uid, _)) = self.tasks.remove(&task) else {
+            return;
+        };
         if self.tasks.values().any(|(other, _)| *other == uid) {
             self.choose(uid);
         } else {
@@ -132,11 +138,19 @@ impl NodeView {
     /// Keeps the user's deputy, or takes another if that has no task here.
     fn choose(&mut self, uid: u32) {
         let known = self.deputies.get(&uid).copied();
-        let mut of_uid = self.tasks.values().filter(|(other, _)| *other == uid).map(|(_, d)| *d);
+        let mut of_uid = self
+            .tasks
+            .values()
+            .filter(|(other, _)| *other == uid)
+            .map(|(_, d)| *d);
         if known.is_some_and(|known| of_uid.any(|deputy| deputy == known)) {
             return;
         }
-        let chosen = self.tasks.values().find(|(other, _)| *other == uid).map(|(_, d)| *d);
+        let chosen = self
+            .tasks
+            .values()
+            .find(|(other, _)| *other == uid)
+            .map(|(_, d)| *d);
         if let Some(known) = known
             && chosen != Some(known)
         {
@@ -176,7 +190,10 @@ impl NodeView {
     /// A deputy answers.
     pub(super) fn answered(&mut self, deputy: DeputyId, answer: ViewAnswer) {
         // Only whom it was asked: a deputy answers for nobody else (S3).
-        if self.waiting.get(&answer.id).is_some_and(|(asked, _)| *asked == deputy)
+        if self
+            .waiting
+            .get(&answer.id)
+            .is_some_and(|(asked, _)| *asked == deputy)
             && let Some((_, reply)) = self.waiting.remove(&answer.id)
         {
             reply(answer.result);
@@ -186,8 +203,12 @@ impl NodeView {
     /// What links took with them is asked for anew.
     pub(super) fn forget_unlinked(&mut self, relay: &mut NodeRelay) {
         for lost in relay.take_unlinked() {
-            let uids: Vec<_> =
-                self.deputies.iter().filter(|(_, it)| **it == lost).map(|(uid, _)| *uid).collect();
+            let uids: Vec<_> = self
+                .deputies
+                .iter()
+                .filter(|(_, it)| **it == lost)
+                .map(|(uid, _)| *uid)
+                .collect();
             for uid in uids {
                 self.view.fail_all(uid);
                 self.deputies.remove(&uid);

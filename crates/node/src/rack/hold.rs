@@ -109,9 +109,7 @@ impl Held {
         };
         for index in 0..config.names.len() {
             let token = token.clone();
-            let node = self
-                .rack
-                .start(index, move |place| live(place, token))?;
+            let node = self.rack.start(index, move |place| live(place, token))?;
             self.offer_node(&node)?;
             self.nodes.push(node);
         }

@@ -12,9 +12,7 @@ use wiglaf_link::{
     server_config,
 };
 use wiglaf_linux::namespace::NamespaceFlags;
-use wiglaf_linux::process::{
-    Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait,
-};
+use wiglaf_linux::process::{Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait};
 use wiglaf_node::agent::{AgentConfig, Trust, run, run_beside};
 use wiglaf_node::root::{Files, TaskRoot, mount_own_proc};
 use wiglaf_wire::agent::{FromAgent, SignalScope, TaskReport, ToAgent};
@@ -71,8 +69,10 @@ impl Head {
     pub(crate) fn new(lease_ms: u64) -> Head {
         let authority = Authority::create("test").unwrap();
         let server = |role, anybody| server_config(&authority.issue(role).unwrap(), anybody);
-        let (tls, deputy_tls) =
-            (server(Role::Head, true).unwrap(), server(Role::Deputy(DEPUTY), false).unwrap());
+        let (tls, deputy_tls) = (
+            server(Role::Head, true).unwrap(),
+            server(Role::Deputy(DEPUTY), false).unwrap(),
+        );
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let poll = Poll::new().unwrap();
@@ -159,12 +159,25 @@ impl Head {
     // Tasks
 
     pub(crate) fn launch(&mut self, spec: LaunchSpec) -> TaskId {
-        let task = TaskId { job: JobId(self.next_task), index: 0 };
+        let task = TaskId {
+            job: JobId(self.next_task),
+            index: 0,
+        };
         self.next_task += 1;
         let pid = Pid(self.pid(task));
-        let credential = Credential { uid: NOBODY, gid: NOBODY, groups: vec![] };
+        let credential = Credential {
+            uid: NOBODY,
+            gid: NOBODY,
+            groups: vec![],
+        };
         let spec = Box::new(spec);
-        self.tell(ToAgent::Launch { task, pid, credential, deputy: DEPUTY, spec });
+        self.tell(ToAgent::Launch {
+            task,
+            pid,
+            credential,
+            deputy: DEPUTY,
+            spec,
+        });
         task
     }
 
@@ -173,13 +186,20 @@ impl Head {
     }
 
     pub(crate) fn signal(&mut self, task: TaskId, signal: u8, scope: SignalScope) {
-        self.tell(ToAgent::Signal { task, signal, scope });
+        self.tell(ToAgent::Signal {
+            task,
+            signal,
+            scope,
+        });
     }
 
     pub(crate) fn next_end(&mut self, id: TaskId) -> (Status, u32) {
-        let is_end = |message: &FromAgent| matches!(message, FromAgent::Ended { task, .. } if *task == id);
+        let is_end =
+            |message: &FromAgent| matches!(message, FromAgent::Ended { task, .. } if *task == id);
         match self.wait_for("the end", is_end) {
-            FromAgent::Ended { status, leftovers, .. } => (status, leftovers),
+            FromAgent::Ended {
+                status, leftovers, ..
+            } => (status, leftovers),
             _ => unreachable!(),
         }
     }
@@ -187,7 +207,8 @@ impl Head {
     pub(crate) fn wait_end(&mut self, id: TaskId) -> (Status, u32) {
         let end = self.next_end(id);
         self.tell(ToAgent::Acknowledge { task: id });
-        self.inbox.retain(|message| !matches!(message, FromAgent::Started { task } if *task == id));
+        self.inbox
+            .retain(|message| !matches!(message, FromAgent::Started { task } if *task == id));
         end
     }
 
@@ -196,15 +217,24 @@ impl Head {
         self.tell(ToAgent::ListProcesses { request });
         let is_answer = |message: &FromAgent| matches!(message, FromAgent::Processes { request: of, .. } if *of == request);
         match self.wait_for("the list", is_answer) {
-            FromAgent::Processes { list, last: true, .. } => list,
+            FromAgent::Processes {
+                list, last: true, ..
+            } => list,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn signal_process(&mut self, pid: Pid, signal: u8, uid: Option<u32>) -> i32 {
         let request = self.request();
-        self.tell(ToAgent::SignalProcess { request, pid, signal, uid });
-        match self.wait_for("an errno", |message| matches!(message, FromAgent::Signalled { .. })) {
+        self.tell(ToAgent::SignalProcess {
+            request,
+            pid,
+            signal,
+            uid,
+        });
+        match self.wait_for("an errno", |message| {
+            matches!(message, FromAgent::Signalled { .. })
+        }) {
             FromAgent::Signalled { errno, .. } => errno,
             other => panic!("{other:?}"),
         }
@@ -216,7 +246,11 @@ impl Head {
     }
 
     pub(crate) fn text(&self, task: TaskId, stream: Stream) -> String {
-        let bytes = self.written.get(&(task, stream)).map(Vec::as_slice).unwrap_or_default();
+        let bytes = self
+            .written
+            .get(&(task, stream))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         String::from_utf8_lossy(bytes).into_owned()
     }
 
@@ -248,7 +282,10 @@ impl Head {
         self.hellos.pop_front().unwrap()
     }
 
-    pub(crate) fn wait_hello_with(&mut self, wanted: impl Fn(&TaskReport) -> bool) -> Vec<TaskReport> {
+    pub(crate) fn wait_hello_with(
+        &mut self,
+        wanted: impl Fn(&TaskReport) -> bool,
+    ) -> Vec<TaskReport> {
         let until = Instant::now() + PATIENCE;
         loop {
             let hello = self.wait_hello();
@@ -263,7 +300,11 @@ impl Head {
         }
     }
 
-    pub(crate) fn wait_for(&mut self, what: &str, wanted: impl Fn(&FromAgent) -> bool) -> FromAgent {
+    pub(crate) fn wait_for(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&FromAgent) -> bool,
+    ) -> FromAgent {
         self.wait_until(what, |head| head.inbox.iter().any(&wanted));
         let at = self.inbox.iter().position(wanted).unwrap();
         self.inbox.remove(at).unwrap()
@@ -272,7 +313,11 @@ impl Head {
     pub(crate) fn wait_until(&mut self, what: &str, mut done: impl FnMut(&mut Head) -> bool) {
         let until = Instant::now() + PATIENCE;
         while !done(self) {
-            assert!(Instant::now() < until, "{what} never came; there is {:?}", self.inbox);
+            assert!(
+                Instant::now() < until,
+                "{what} never came; there is {:?}",
+                self.inbox
+            );
             self.pump(Duration::from_millis(20));
         }
     }
@@ -296,7 +341,8 @@ impl Head {
         for socket in std::mem::take(&mut self.fresh) {
             match peek_server_name(&socket).map(|name| name.as_deref().and_then(Role::from_name)) {
                 Ok(Some(Role::Head)) => {
-                    self.unproven.push(AgentLink::server(socket, self.tls.clone()).unwrap());
+                    self.unproven
+                        .push(AgentLink::server(socket, self.tls.clone()).unwrap());
                 }
                 Ok(Some(Role::Deputy(DEPUTY))) => {
                     let link = DeputyLink::server(socket, self.deputy_tls.clone()).unwrap();
@@ -329,7 +375,11 @@ impl Head {
                     let certificate = self.authority.certify(Role::Node(NODE), &request).unwrap();
                     let authority = self.authority.certificate().to_vec();
                     let certificate = certificate.to_vec();
-                    link.send(&ToAgent::Certificate { certificate, authority }).unwrap();
+                    link.send(&ToAgent::Certificate {
+                        certificate,
+                        authority,
+                    })
+                    .unwrap();
                     self.unproven.push(link);
                 }
                 Some(FromAgent::Hello { tasks, .. }) => {
@@ -346,7 +396,9 @@ impl Head {
     }
 
     pub(crate) fn pump_agent(&mut self) {
-        let Some(mut agent) = self.agent.take() else { return };
+        let Some(mut agent) = self.agent.take() else {
+            return;
+        };
         let alive = agent.receive().is_ok();
         while let Ok(Some(Frame::Message(message))) = agent.next_frame() {
             match message {
@@ -372,17 +424,36 @@ impl Head {
                         assert_eq!(header.offset, written.len() as u64, "bytes come in order");
                         written.extend_from_slice(bytes);
                         let offset = written.len() as u64;
-                        answers.push(Relay::Passed { task, stream, offset });
+                        answers.push(Relay::Passed {
+                            task,
+                            stream,
+                            offset,
+                        });
                     }
                     Frame::Message(Relay::Attach { task }) => {
                         for stream in [Stream::Output, Stream::Error] {
                             let written = self.written.get(&(task, stream));
                             let offset = written.map_or(0, Vec::len) as u64;
-                            answers.push(Relay::Passed { task, stream, offset });
+                            answers.push(Relay::Passed {
+                                task,
+                                stream,
+                                offset,
+                            });
                         }
                     }
-                    Frame::Message(Relay::Passed { task, stream: Stream::Input, offset: 0 }) => {
-                        answers.push(Relay::End { task, stream: Stream::Input, offset: 0 });
+                    Frame::Message(Relay::Passed {
+                        task,
+                        stream: Stream::Input,
+                        offset: 0,
+                    }) => {
+                        answers.push(Relay::End {
+                            task,
+                            stream: Stream::Input,
+                            offset: 0,
+                        });
+                    }
+                    Frame::Message(Relay::Ask(question)) => {
+                        answers.push(Relay::View(self.export.answer(question)));
                     }
                     Frame::Message(_) => {}
                 }

@@ -1,7 +1,11 @@
 //! A real agent in namespaces of its own; the test plays head and deputy. Needs root.
 //!
 //! Without the usual harness: an agent is a fork, which takes a process with one thread.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is its own test harness")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it is its own test harness"
+)]
 
 mod head;
 
@@ -22,7 +26,10 @@ fn main() {
         println!("SKIPPED: agents need root");
         return;
     }
-    let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let only: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
     let tests: [(&str, fn()); 15] = [
         ("a_task_runs_as_asked", a_task_runs_as_asked),
         ("a_terminal_is_the_tasks_own", a_terminal_is_the_tasks_own),
@@ -31,13 +38,28 @@ fn main() {
         ("leftovers_may_stay", leftovers_may_stay),
         ("stops_are_told", stops_are_told),
         ("signals_reach_their_scope", signals_reach_their_scope),
-        ("descendants_have_pids_of_the_block", descendants_have_pids_of_the_block),
-        ("processes_are_listed_and_signalled", processes_are_listed_and_signalled),
+        (
+            "descendants_have_pids_of_the_block",
+            descendants_have_pids_of_the_block,
+        ),
+        (
+            "processes_are_listed_and_signalled",
+            processes_are_listed_and_signalled,
+        ),
         ("the_lease_ends_everything", the_lease_ends_everything),
-        ("a_lost_connection_ends_nothing", a_lost_connection_ends_nothing),
+        (
+            "a_lost_connection_ends_nothing",
+            a_lost_connection_ends_nothing,
+        ),
         ("a_token_is_enough_to_join", a_token_is_enough_to_join),
-        ("an_agent_beside_leaves_when_asked", an_agent_beside_leaves_when_asked),
-        ("an_agent_beside_dies_with_its_supervisor", an_agent_beside_dies_with_its_supervisor),
+        (
+            "an_agent_beside_leaves_when_asked",
+            an_agent_beside_leaves_when_asked,
+        ),
+        (
+            "an_agent_beside_dies_with_its_supervisor",
+            an_agent_beside_dies_with_its_supervisor,
+        ),
         ("many_short_tasks_all_end", many_short_tasks_all_end),
     ];
     for (name, test) in tests {
@@ -58,7 +80,10 @@ fn a_task_runs_as_asked() {
     let id = head.launch(spec);
     assert_eq!(head.wait_end(id), (Status::Exited(7), 0));
     let pid = head.pid(id);
-    assert_eq!(head.text(id, Stream::Output), format!("hi\n65534\n/usr/bin\n{pid}\n0027\n"));
+    assert_eq!(
+        head.text(id, Stream::Output),
+        format!("hi\n65534\n/usr/bin\n{pid}\n0027\n")
+    );
     assert_eq!(head.text(id, Stream::Error), "err\n");
 
     let killed = head.launch(shell("kill -SEGV $$"));
@@ -72,7 +97,10 @@ fn a_terminal_is_the_tasks_own() {
     let mut head = Head::with_agent();
     let mut spec = shell("tty; stty size; ls -ln $(tty) | cut -d' ' -f3; echo me >/dev/tty");
     spec.stdio = [StdioKind::Terminal; 3];
-    spec.window = WindowSize { rows: 31, columns: 97 };
+    spec.window = WindowSize {
+        rows: 31,
+        columns: 97,
+    };
     let id = head.launch(spec);
     assert_eq!(head.wait_end(id).0, Status::Exited(0));
     let text = head.text(id, Stream::Output);
@@ -92,13 +120,22 @@ fn what_can_not_run_says_why() {
         }
     };
     let (code, reason) = end(&["no-such-command"], "/");
-    assert_eq!((code, reason.as_str()), (127, "no-such-command: not found on n3"));
+    assert_eq!(
+        (code, reason.as_str()),
+        (127, "no-such-command: not found on n3")
+    );
     let (code, reason) = end(&["/etc/passwd"], "/");
     assert_eq!(code, 126);
-    assert!(reason.contains("/etc/passwd") && reason.contains("n3"), "{reason}");
+    assert!(
+        reason.contains("/etc/passwd") && reason.contains("n3"),
+        "{reason}"
+    );
     let (code, reason) = end(&["true"], "/no/such/directory");
     assert_eq!(code, 125);
-    assert!(reason.contains("/no/such/directory") && reason.contains("n3"), "{reason}");
+    assert!(
+        reason.contains("/no/such/directory") && reason.contains("n3"),
+        "{reason}"
+    );
 }
 
 fn leftovers_are_ended() {
@@ -112,8 +149,14 @@ fn leftovers_are_ended() {
     // The other task's stay.
     let lists = [(); 50].iter().any(|()| {
         let list = head.list();
-        assert!(list.iter().all(|process| process.task == Some(other)), "{list:?}");
-        list.iter().filter(|process| process.command.starts_with("sleep")).count() == 2
+        assert!(
+            list.iter().all(|process| process.task == Some(other)),
+            "{list:?}"
+        );
+        list.iter()
+            .filter(|process| process.command.starts_with("sleep"))
+            .count()
+            == 2
     });
     assert!(lists);
     head.tell(ToAgent::Kill { task: other });
@@ -129,7 +172,9 @@ fn leftovers_may_stay() {
     assert_eq!(head.wait_end(id), (Status::Exited(0), 0));
     assert_eq!(head.text(id, Stream::Output), "before\n");
     let list = head.list();
-    let [left] = &list[..] else { panic!("{list:?}") };
+    let [left] = &list[..] else {
+        panic!("{list:?}")
+    };
     assert_eq!((left.task, left.uid), (Some(id), NOBODY));
     assert_eq!(head.signal_process(left.pid, 9, Some(NOBODY)), 0);
     head.wait_until("the leftover's end", |head| head.list().is_empty());
@@ -141,15 +186,20 @@ fn stops_are_told() {
     let mut spec = shell("");
     spec.argv = vec![b"sleep".to_vec(), b"1000".to_vec()];
     let id = head.launch(spec);
-    head.wait_for("start", |message| matches!(message, FromAgent::Started { .. }));
+    head.wait_for("start", |message| {
+        matches!(message, FromAgent::Started { .. })
+    });
     // SIGTSTP too: the kernel itself would throw it away for want of a shell.
     for signal in [19, 20] {
         head.signal(id, signal, SignalScope::Group);
-        let told = head.wait_for("stop", |message| matches!(message, FromAgent::Stopped { .. }));
+        let told = head.wait_for("stop", |message| {
+            matches!(message, FromAgent::Stopped { .. })
+        });
         assert_eq!(told, FromAgent::Stopped { task: id, signal });
         head.signal(id, 18, SignalScope::Group);
-        let told =
-            head.wait_for("continue", |message| matches!(message, FromAgent::Continued { .. }));
+        let told = head.wait_for("continue", |message| {
+            matches!(message, FromAgent::Continued { .. })
+        });
         assert_eq!(told, FromAgent::Continued { task: id });
     }
     head.signal(id, 15, SignalScope::Process);
@@ -174,8 +224,11 @@ fn signals_reach_their_scope() {
         head.signal(id, 10, scope);
         let heard = |head: &Head| {
             let text = head.text(id, Stream::Output);
-            let mut words: Vec<String> =
-                text.lines().filter(|line| *line != "up").map(str::to_owned).collect();
+            let mut words: Vec<String> = text
+                .lines()
+                .filter(|line| *line != "up")
+                .map(str::to_owned)
+                .collect();
             words.sort();
             words
         };
@@ -190,12 +243,19 @@ fn signals_reach_their_scope() {
 
 fn descendants_have_pids_of_the_block() {
     let mut head = Head::with_agent();
-    let id = head.launch(shell("echo $$; sh -c 'echo $$; true'; (sh -c 'echo $$; true')"));
+    let id = head.launch(shell(
+        "echo $$; sh -c 'echo $$; true'; (sh -c 'echo $$; true')",
+    ));
     head.wait_end(id);
     let text = head.text(id, Stream::Output);
     let pids: Vec<i32> = text.lines().map(|line| line.parse().unwrap()).collect();
     assert_eq!(pids[0], head.pid(id));
-    assert!(pids[1..].iter().all(|pid| (FIRST_PID..END_PID).contains(pid)), "{pids:?}");
+    assert!(
+        pids[1..]
+            .iter()
+            .all(|pid| (FIRST_PID..END_PID).contains(pid)),
+        "{pids:?}"
+    );
     // The next task's come after them: the cursor is not set back too early.
     let next = head.launch(shell("sh -c 'echo $$; true'"));
     head.wait_end(next);
@@ -207,21 +267,45 @@ fn processes_are_listed_and_signalled() {
     let mut head = Head::with_agent();
     let id = head.launch(shell("sleep 1000 & wait"));
     head.wait_until("its child", |head| {
-        head.list().iter().any(|process| process.command == "sleep 1000")
+        head.list()
+            .iter()
+            .any(|process| process.command == "sleep 1000")
     });
     let list = head.list();
-    let main = list.iter().find(|process| process.pid.0 == head.pid(id)).unwrap();
-    let child = list.iter().find(|process| process.command == "sleep 1000").unwrap();
-    assert_eq!((child.parent, child.task, child.uid), (main.pid, Some(id), NOBODY));
-    let now_ms = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let age_ms = u64::try_from(now_ms.as_millis()).unwrap().abs_diff(child.started_ms);
+    let main = list
+        .iter()
+        .find(|process| process.pid.0 == head.pid(id))
+        .unwrap();
+    let child = list
+        .iter()
+        .find(|process| process.command == "sleep 1000")
+        .unwrap();
+    assert_eq!(
+        (child.parent, child.task, child.uid),
+        (main.pid, Some(id), NOBODY)
+    );
+    let now_ms = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let age_ms = u64::try_from(now_ms.as_millis())
+        .unwrap()
+        .abs_diff(child.started_ms);
     assert!(age_ms < 60_000, "{age_ms}");
     assert!(child.rss_kib > 0 && child.state == 'S', "{child:?}");
 
     let (own, foreign) = (child.pid, Pid(1));
-    assert_eq!(head.signal_process(own, 15, Some(1)), rustix::io::Errno::PERM.raw_os_error());
-    assert_eq!(head.signal_process(foreign, 15, None), rustix::io::Errno::SRCH.raw_os_error());
-    assert_eq!(head.signal_process(own, 99, None), rustix::io::Errno::INVAL.raw_os_error());
+    assert_eq!(
+        head.signal_process(own, 15, Some(1)),
+        rustix::io::Errno::PERM.raw_os_error()
+    );
+    assert_eq!(
+        head.signal_process(foreign, 15, None),
+        rustix::io::Errno::SRCH.raw_os_error()
+    );
+    assert_eq!(
+        head.signal_process(own, 99, None),
+        rustix::io::Errno::INVAL.raw_os_error()
+    );
     assert_eq!(head.signal_process(own, 15, Some(NOBODY)), 0);
     assert_eq!(head.wait_end(id).0, Status::Exited(0));
 }
@@ -238,7 +322,10 @@ fn the_lease_ends_everything() {
     head.wait_until("output", |head| head.text(id, Stream::Output) == "up\n");
     // Renewals keep it alive beyond one lease.
     head.pump_for(Duration::from_millis(2_500));
-    let over = head.inbox.iter().any(|message| matches!(message, FromAgent::Ended { .. }));
+    let over = head
+        .inbox
+        .iter()
+        .any(|message| matches!(message, FromAgent::Ended { .. }));
     assert!(!over, "{:?}", head.inbox);
 
     let silent = Instant::now();
@@ -248,7 +335,10 @@ fn the_lease_ends_everything() {
     let Some((Status::Failed { code: 125, reason }, _)) = &reports[0].ended else {
         panic!("{reports:?}")
     };
-    assert!(reason.contains("n3") && reason.contains("run the command again"), "{reason}");
+    assert!(
+        reason.contains("n3") && reason.contains("run the command again"),
+        "{reason}"
+    );
     head.answers = true;
     head.tell_welcome();
     assert!(head.list().is_empty());
@@ -270,7 +360,10 @@ fn a_lost_connection_ends_nothing() {
     // Not acknowledged, so it is told again.
     head.hang_up();
     let reports = head.wait_hello_with(|_| true);
-    assert_eq!(reports[0].ended.as_ref().map(|ended| &ended.0), Some(&Status::Exited(4)));
+    assert_eq!(
+        reports[0].ended.as_ref().map(|ended| &ended.0),
+        Some(&Status::Exited(4))
+    );
     head.tell(ToAgent::Acknowledge { task: id });
     head.hang_up();
     assert!(head.wait_hello().is_empty());
@@ -295,11 +388,16 @@ fn an_agent_beside_leaves_when_asked() {
     head.start_beside();
     head.wait_until("the agent", |head| head.agent.is_some());
     let id = head.launch(shell("sleep 1000"));
-    head.wait_for("start", |message| matches!(message, FromAgent::Started { .. }));
+    head.wait_for("start", |message| {
+        matches!(message, FromAgent::Started { .. })
+    });
     let (pid, supervisor) = head.agents.remove(0);
     pidfd_send_signal(&supervisor, 15).unwrap();
     let (status, _) = head.wait_end(id);
-    assert!(matches!(status, Status::Failed { code: 125, .. }), "{status:?}");
+    assert!(
+        matches!(status, Status::Failed { code: 125, .. }),
+        "{status:?}"
+    );
     let end = wait(pid, false).unwrap().unwrap();
     assert_eq!(end.state, ChildState::Ended(ExitStatus::Exited(0)));
 }
@@ -325,17 +423,25 @@ fn many_short_tasks_all_end() {
             assert_eq!(head.wait_end(id), (Status::Exited(0), 0));
         }
     }
-    println!("   {} µs for a task of `true`", start.elapsed().as_micros() / 500);
+    println!(
+        "   {} µs for a task of `true`",
+        start.elapsed().as_micros() / 500
+    );
     let agent = head.agents[0].0;
     let status = std::fs::read_to_string(format!("/proc/{agent}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon"))
+        .unwrap();
     println!("   agent: {line}");
     assert!(head.list().is_empty());
 }
 
 fn shell(script: &str) -> LaunchSpec {
     LaunchSpec {
-        argv: ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).into(),
+        argv: ["sh", "-c", script]
+            .map(|word| word.as_bytes().to_vec())
+            .into(),
         env: vec![b"PATH=/usr/local/bin:/usr/bin:/bin".to_vec()],
         cwd: b"/".to_vec(),
         umask: 0o22,

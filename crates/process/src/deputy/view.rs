@@ -148,8 +148,7 @@ impl Deputy {
             return false;
         };
         let gives_back = matches!(next.what, ViewAsk::Forget { .. });
-        !link.carrier.is_congested()
-            && (gives_back || !link.is_undecided() || self.is_entitled(id))
+        !link.carrier.is_congested() && (gives_back || !link.is_undecided() || self.is_entitled(id))
     }
 
     /// A node sees a user's files only while it runs something of that user's (S3).

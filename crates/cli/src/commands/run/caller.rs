@@ -43,7 +43,11 @@ pub(super) fn describe(args: &Args) -> Result<LaunchSpec, CommandError> {
     };
     let status = read_status(rustix::process::getpid().as_raw_nonzero().get())?;
     Ok(LaunchSpec {
-        argv: args.command.iter().map(|word| word.as_bytes().to_vec()).collect(),
+        argv: args
+            .command
+            .iter()
+            .map(|word| word.as_bytes().to_vec())
+            .collect(),
         env: environment(args),
         cwd: cwd.into_os_string().into_vec(),
         umask: current_umask(),
@@ -112,18 +116,33 @@ fn stdio(args: &Args) -> Result<[StdioKind; 3], CommandError> {
         rustix::termios::isatty(rustix::stdio::stderr()),
     ];
     if !is_terminal[0] || args.input.is_some() {
-        return Err(CommandError::new("--tty needs a terminal as standard input")
-            .hint("leave --tty out, or run it from a terminal"));
+        return Err(
+            CommandError::new("--tty needs a terminal as standard input")
+                .hint("leave --tty out, or run it from a terminal"),
+        );
     }
-    Ok(is_terminal.map(|yes| if yes { StdioKind::Terminal } else { StdioKind::Relayed }))
+    Ok(is_terminal.map(|yes| {
+        if yes {
+            StdioKind::Terminal
+        } else {
+            StdioKind::Relayed
+        }
+    }))
 }
 
 /// The size of whichever standard stream is a terminal.
 fn window() -> WindowSize {
-    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
     streams
         .into_iter()
         .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok())
-        .map(|size| WindowSize { rows: size.ws_row, columns: size.ws_col })
+        .map(|size| WindowSize {
+            rows: size.ws_row,
+            columns: size.ws_col,
+        })
         .unwrap_or_default()
 }

@@ -66,13 +66,20 @@ pub(super) struct TaskOutput {
 impl TaskOutput {
     pub(super) fn new(number: u32, node: String, longest_line: Option<usize>) -> TaskOutput {
         let longest_line = longest_line.unwrap_or(MAX_LINE_BYTES);
-        TaskOutput { number, node, streams: Default::default(), longest_line }
+        TaskOutput {
+            number,
+            node,
+            streams: Default::default(),
+            longest_line,
+        }
     }
 
     /// Takes bytes of stdout (0) or stderr (1); prints whole lines when they are shown so.
     pub(super) fn take(&mut self, show: Show, stream: usize, bytes: &[u8]) -> io::Result<()> {
         self.streams[stream].extend_from_slice(bytes);
-        let Show::Lines(prefix) = show else { return Ok(()) };
+        let Show::Lines(prefix) = show else {
+            return Ok(());
+        };
         let held = &self.streams[stream];
         let whole = match held.iter().rposition(|byte| *byte == b'\n') {
             Some(at) => at + 1,
@@ -85,7 +92,9 @@ impl TaskOutput {
 
     /// Prints a last line that has no end.
     pub(super) fn finish(&mut self, show: Show, stream: usize) -> io::Result<()> {
-        let Show::Lines(prefix) = show else { return Ok(()) };
+        let Show::Lines(prefix) = show else {
+            return Ok(());
+        };
         let lines = std::mem::take(&mut self.streams[stream]);
         self.print(prefix, stream, &lines)
     }
@@ -131,7 +140,10 @@ pub(super) fn print_in_turn(
 pub(super) fn print_gathered(tasks: &[TaskOutput]) -> Result<(), CommandError> {
     let mut groups: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for task in tasks {
-        let first = tasks.iter().position(|other| other.streams == task.streams).unwrap_or(0);
+        let first = tasks
+            .iter()
+            .position(|other| other.streams == task.streams)
+            .unwrap_or(0);
         groups.entry(first).or_default().push(&task.node);
     }
     for (first, names) in groups {

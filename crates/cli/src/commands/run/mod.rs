@@ -138,7 +138,11 @@ impl Args {
             now: false,
             detach: false,
             leave: false,
-            stdin: if with_stdin { StdinFor::All } else { StdinFor::Nobody },
+            stdin: if with_stdin {
+                StdinFor::All
+            } else {
+                StdinFor::Nobody
+            },
             input: None,
             output: None,
             error: None,
@@ -179,7 +183,10 @@ fn parse_stdin(text: &str) -> Result<StdinFor, String> {
     match text {
         "all" => Ok(StdinFor::All),
         "none" => Ok(StdinFor::Nobody),
-        number => number.parse().map(StdinFor::Task).map_err(|_| "a task's number, all or none".into()),
+        number => number
+            .parse()
+            .map(StdinFor::Task)
+            .map_err(|_| "a task's number, all or none".into()),
     }
 }
 
@@ -188,7 +195,9 @@ fn parse_time(text: &str) -> Result<Duration, String> {
         Some(at) => text.split_at(at),
         None => (text, "s"),
     };
-    let number: f64 = number.parse().map_err(|_| "a number and s, m, h or d, as 90s")?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "a number and s, m, h or d, as 90s")?;
     let seconds = match unit {
         "ms" => number / 1000.0,
         "s" => number,
@@ -229,7 +238,9 @@ pub(crate) fn run(args: Args) -> CommandResult {
 }
 
 fn request(args: &Args, spec: LaunchSpec) -> RunRequest {
-    let timeout_ms = args.timeout.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let timeout_ms = args.timeout.map_or(0, |time| {
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    });
     RunRequest {
         selection: NodeSelection {
             nodes: args.nodes.clone(),
@@ -267,7 +278,10 @@ fn expand(pattern: &std::path::Path, node: &str, task: usize) -> PathBuf {
 }
 
 fn relayed_count(spec: &LaunchSpec) -> usize {
-    spec.stdio.iter().filter(|kind| **kind != StdioKind::Null).count()
+    spec.stdio
+        .iter()
+        .filter(|kind| **kind != StdioKind::Null)
+        .count()
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::LaunchSpec;
 
 use super::gather::{Show, TaskOutput, print_gathered, print_in_turn, print_json};
-use super::single::{Stdin, Streams, dump_no_core, ghost_stderr, kit, open_input, open_output, argv};
+use super::single::{
+    Stdin, Streams, argv, dump_no_core, ghost_stderr, kit, open_input, open_output,
+};
 use super::{Args, Placed, StdinFor, expand};
 use crate::CommandResult;
 use crate::error::CommandError;
@@ -82,7 +84,14 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
         })?;
         let pid = ghost.pid;
         let index = u32::try_from(index)?;
-        head.send(&Request::Ghost { index, pid: Pid(pid), mode: kit.mode }, kit.parcel)?;
+        head.send(
+            &Request::Ghost {
+                index,
+                pid: Pid(pid),
+                mode: kit.mode,
+            },
+            kit.parcel,
+        )?;
         ghosts.push(pid);
     }
     for _ in &ghosts {
@@ -135,7 +144,7 @@ impl Family {
             let ghost = spawn_ghost(&GhostRequest {
                 argv: &argv,
                 // Its environment is the task's, on the node; here it would only take memory.
-            env: &[],
+                env: &[],
                 control: kit.control.as_fd(),
                 stdin: None,
                 stdin_pipe: None,
@@ -147,7 +156,14 @@ impl Family {
             let pid = ghost.pid;
             ghosts.push((pid, None));
             let index = u32::try_from(index)?;
-            head.send(&Request::Ghost { index, pid: Pid(pid), mode: kit.mode }, kit.parcel)?;
+            head.send(
+                &Request::Ghost {
+                    index,
+                    pid: Pid(pid),
+                    mode: kit.mode,
+                },
+                kit.parcel,
+            )?;
         }
         feed(inputs)?;
         let head = head.into_channel()?;
@@ -164,7 +180,16 @@ impl Family {
             .map(|(id, name)| TaskOutput::new(id.0, name.clone(), longest_line))
             .collect();
         let awaited = ghosts.len();
-        Ok(Family { poll, head: Some(head), ghosts, outputs, pipes, show, awaited, refused: false })
+        Ok(Family {
+            poll,
+            head: Some(head),
+            ghosts,
+            outputs,
+            pipes,
+            show,
+            awaited,
+            refused: false,
+        })
     }
 
     fn is_over(&self) -> bool {
@@ -247,7 +272,9 @@ impl Family {
 
     fn read_pipe(&mut self, number: u64) -> Result<(), CommandError> {
         let slot = usize::try_from(number - FIRST_PIPE)?;
-        let Some(Some(pipe)) = self.pipes.get_mut(slot) else { return Ok(()) };
+        let Some(Some(pipe)) = self.pipes.get_mut(slot) else {
+            return Ok(());
+        };
         let mut bytes = [0; READ_BYTES];
         let read = pipe.read(&mut bytes)?;
         let output = &mut self.outputs[slot / 2];
@@ -274,7 +301,11 @@ impl Family {
         if self.refused {
             return Ok(wiglaf_wire::status::EXIT_CLUSTER_FAILED);
         }
-        let codes = self.ghosts.iter().filter_map(|(_, end)| end.as_ref()).map(|e| e.shell_code());
+        let codes = self
+            .ghosts
+            .iter()
+            .filter_map(|(_, end)| end.as_ref())
+            .map(|e| e.shell_code());
         Ok(u8::try_from(codes.max().unwrap_or(0)).unwrap_or(u8::MAX))
     }
 }
@@ -329,19 +360,21 @@ fn feed(inputs: Vec<OwnedFd>) -> Result<(), CommandError> {
     if inputs.is_empty() {
         return Ok(());
     }
-    std::thread::Builder::new().name("stdin".into()).spawn(move || {
-        let mut inputs = inputs;
-        let mut bytes = vec![0; READ_BYTES];
-        while !inputs.is_empty() {
-            let read = match rustix::io::read(rustix::stdio::stdin(), &mut bytes[..]) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => break,
-            };
-            inputs.retain(|input| write_all(input, &bytes[..read]));
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || {
+            let mut inputs = inputs;
+            let mut bytes = vec![0; READ_BYTES];
+            while !inputs.is_empty() {
+                let read = match rustix::io::read(rustix::stdio::stdin(), &mut bytes[..]) {
+                    Ok(0) => break,
+                    Ok(read) => read,
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(_) => break,
+                };
+                inputs.retain(|input| write_all(input, &bytes[..read]));
+            }
+        })?;
     Ok(())
 }
 

@@ -65,7 +65,13 @@ pub(super) fn dump_no_core() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let found = getrlimit(Resource::Core);
     let soft = found.maximum.map_or(1, |hard| hard.min(1));
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(soft), maximum: found.maximum });
+    let _ = setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(soft),
+            maximum: found.maximum,
+        },
+    );
 }
 
 /// Where the three streams of a task come from and go to.
@@ -84,7 +90,12 @@ pub(super) enum Stdin {
     Terminal,
 }
 
-fn streams(args: &Args, node: &str, task: usize, spec: &LaunchSpec) -> Result<Streams, CommandError> {
+fn streams(
+    args: &Args,
+    node: &str,
+    task: usize,
+    spec: &LaunchSpec,
+) -> Result<Streams, CommandError> {
     let stdin = match &args.input {
         Some(path) => Stdin::Direct(open_input(&expand(path, node, task))?),
         None if args.stdin == StdinFor::Nobody => Stdin::Direct(open_input("/dev/null".as_ref())?),
@@ -123,8 +134,12 @@ pub(super) fn open_output(path: &std::path::Path) -> Result<OwnedFd, CommandErro
 
 /// Makes the sockets and pipes around a ghost.
 pub(super) fn kit(streams: Streams) -> Result<GhostKit, CommandError> {
-    let (control, keepers) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (control, keepers) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     let (stdin, pump) = match streams.stdin {
         Stdin::Direct(fd) => (fd, None),
         Stdin::Terminal => {
@@ -133,7 +148,10 @@ pub(super) fn kit(streams: Streams) -> Result<GhostKit, CommandError> {
         }
     };
     Ok(GhostKit {
-        mode: GhostMode { pump: pump.is_some(), raw: streams.raw },
+        mode: GhostMode {
+            pump: pump.is_some(),
+            raw: streams.raw,
+        },
         control,
         parcel: vec![keepers, stdin, streams.stdout, streams.stderr],
         pump,
@@ -143,14 +161,18 @@ pub(super) fn kit(streams: Streams) -> Result<GhostKit, CommandError> {
 /// Names this process as the ghost and waits until it is seized. A head that is killed meanwhile
 /// and restarted is asked again; it knows from the keeper what it had begun.
 fn launch(head: &mut Head, request: RunRequest, kit: &GhostKit) -> Result<(), CommandError> {
-    let Err(error) = name_ghost(head, kit).and_then(|()| wait_go(head)) else { return Ok(()) };
+    let Err(error) = name_ghost(head, kit).and_then(|()| wait_go(head)) else {
+        return Ok(());
+    };
     if !error.is_connection_lost() {
         return Err(error);
     }
     let deadline = Instant::now() + HEAD_RETURN_WAIT;
     while Instant::now() < deadline {
         std::thread::sleep(HEAD_RETURN_POLL);
-        let Ok(mut again) = Head::connect() else { continue };
+        let Ok(mut again) = Head::connect() else {
+            continue;
+        };
         let attempt = super::place(&mut again, request.clone())
             .and_then(|_| name_ghost(&mut again, kit))
             .and_then(|()| wait_go(&mut again));
@@ -159,8 +181,10 @@ fn launch(head: &mut Head, request: RunRequest, kit: &GhostKit) -> Result<(), Co
             other => return other,
         }
     }
-    Err(CommandError::new("the head went away while this was launched, and did not come back")
-        .hint("`wiglaf up` starts it again; then run the command again"))
+    Err(
+        CommandError::new("the head went away while this was launched, and did not come back")
+            .hint("`wiglaf up` starts it again; then run the command again"),
+    )
 }
 
 fn name_ghost(head: &mut Head, kit: &GhostKit) -> Result<(), CommandError> {
@@ -170,7 +194,14 @@ fn name_ghost(head: &mut Head, kit: &GhostKit) -> Result<(), CommandError> {
         .iter()
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10))
         .collect::<Result<Vec<_>, _>>()?;
-    head.send(&Request::Ghost { index: 0, pid, mode: kit.mode }, copies)
+    head.send(
+        &Request::Ghost {
+            index: 0,
+            pid,
+            mode: kit.mode,
+        },
+        copies,
+    )
 }
 
 fn wait_go(head: &mut Head) -> Result<(), CommandError> {
@@ -184,11 +215,15 @@ fn become_ghost(spec: &LaunchSpec, kit: &GhostKit) -> Result<Infallible, Command
     debug_assert!(relayed_count(spec) <= 3, "a task has three streams");
     let argv = argv(spec)?;
     let null = open_input("/dev/null".as_ref())?;
-    let stdin = if kit.pump.is_some() { rustix::stdio::stdin() } else { null.as_fd() };
+    let stdin = if kit.pump.is_some() {
+        rustix::stdio::stdin()
+    } else {
+        null.as_fd()
+    };
     let error = exec_ghost(&GhostRequest {
         argv: &argv,
         // Its environment is the task's, on the node; here it would only take memory.
-            env: &[],
+        env: &[],
         control: kit.control.as_fd(),
         stdin: Some(stdin),
         stdin_pipe: kit.pump.as_ref().map(AsFd::as_fd),
@@ -196,7 +231,9 @@ fn become_ghost(spec: &LaunchSpec, kit: &GhostKit) -> Result<Infallible, Command
         group: None,
         dies_with_parent: false,
     });
-    Err(CommandError::new(format!("this process can't become the ghost: {error}")))
+    Err(CommandError::new(format!(
+        "this process can't become the ghost: {error}"
+    )))
 }
 
 /// A ghost keeps no pipe open: whoever reads it waits for its end.
@@ -204,12 +241,19 @@ pub(super) fn ghost_stderr(null: &OwnedFd) -> std::os::fd::BorrowedFd<'_> {
     let stderr = rustix::stdio::stderr();
     let is_pipe = rustix::fs::fstat(stderr).is_ok_and(|stat| {
         let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-        matches!(kind, rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket)
+        matches!(
+            kind,
+            rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket
+        )
     });
     if is_pipe { null.as_fd() } else { stderr }
 }
 
 /// The remote command line, for the ghost's own.
 pub(super) fn argv(spec: &LaunchSpec) -> Result<Vec<CString>, CommandError> {
-    Ok(spec.argv.iter().map(|word| CString::new(word.clone())).collect::<Result<_, _>>()?)
+    Ok(spec
+        .argv
+        .iter()
+        .map(|word| CString::new(word.clone()))
+        .collect::<Result<_, _>>()?)
 }

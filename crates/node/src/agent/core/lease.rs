@@ -35,7 +35,9 @@ impl Lease {
     }
 
     pub(super) fn renewed(&mut self, now_ms: u64, sequence: u64) {
-        let Some(at) = self.open.iter().position(|(open, _)| *open == sequence) else { return };
+        let Some(at) = self.open.iter().position(|(open, _)| *open == sequence) else {
+            return;
+        };
         let sent = self.open[at].1;
         self.open.drain(..=at);
         self.extend(now_ms, sent);

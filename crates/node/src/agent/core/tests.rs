@@ -10,14 +10,21 @@ use super::*;
 const LEASE_MS: u64 = 60_000;
 
 fn task(number: u64) -> TaskId {
-    TaskId { job: JobId(number), index: 0 }
+    TaskId {
+        job: JobId(number),
+        index: 0,
+    }
 }
 
 fn launch(number: u64, leave: bool) -> ToAgent {
     ToAgent::Launch {
         task: task(number),
         pid: Pid(1000 + i32::try_from(number).unwrap()),
-        credential: Credential { uid: 1, gid: 1, groups: vec![] },
+        credential: Credential {
+            uid: 1,
+            gid: 1,
+            groups: vec![],
+        },
         deputy: DeputyId(1),
         spec: Box::new(LaunchSpec {
             argv: vec![b"true".to_vec()],
@@ -53,15 +60,26 @@ struct Driver {
 
 impl Driver {
     fn new() -> Driver {
-        let core = Core::new(Incarnation(0x0123_4567_89ab_cdef), Machine::default(), "here");
-        Driver { core, now_ms: 1_000, effects: Vec::new() }
+        let core = Core::new(
+            Incarnation(0x0123_4567_89ab_cdef),
+            Machine::default(),
+            "here",
+        );
+        Driver {
+            core,
+            now_ms: 1_000,
+            effects: Vec::new(),
+        }
     }
 
     fn welcomed() -> Driver {
         let mut driver = Driver::new();
         assert_eq!(driver.event(Event::Tick), [Effect::Dial]);
         let hello = driver.event(Event::Connected);
-        assert!(matches!(&hello[..], [Effect::Send(FromAgent::Hello { .. })]));
+        assert!(matches!(
+            &hello[..],
+            [Effect::Send(FromAgent::Hello { .. })]
+        ));
         driver.message(welcome());
         driver
     }
@@ -84,7 +102,10 @@ impl Driver {
         let spawn = self.message(launch(number, false));
         assert!(matches!(&spawn[..], [Effect::Spawn { .. }]));
         let told = self.event(Event::Spawned { task: task(number) });
-        assert_eq!(told, [Effect::Send(FromAgent::Started { task: task(number) })]);
+        assert_eq!(
+            told,
+            [Effect::Send(FromAgent::Started { task: task(number) })]
+        );
     }
 
     fn exit(&mut self, number: u64) -> Vec<Effect> {
@@ -108,8 +129,17 @@ fn a_task_ends_when_its_leftovers_are_gone_and_its_output_has_arrived() {
     let mut driver = Driver::welcomed();
     driver.start(1);
     assert_eq!(driver.exit(1), [Effect::CollectLeftovers { task: task(1) }]);
-    let drain = driver.event(Event::TaskGone { task: task(1), leftovers: 2 });
-    assert_eq!(drain, [Effect::WaitDrained { task: task(1), leave: false }]);
+    let drain = driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 2,
+    });
+    assert_eq!(
+        drain,
+        [Effect::WaitDrained {
+            task: task(1),
+            leave: false
+        }]
+    );
     let end = driver.event(Event::Drained { task: task(1) });
     assert_eq!(
         end,
@@ -123,7 +153,11 @@ fn a_task_ends_when_its_leftovers_are_gone_and_its_output_has_arrived() {
             }),
         ]
     );
-    assert!(driver.message(ToAgent::Acknowledge { task: task(1) }).is_empty());
+    assert!(
+        driver
+            .message(ToAgent::Acknowledge { task: task(1) })
+            .is_empty()
+    );
     assert!(driver.core.tasks.is_empty());
 }
 
@@ -132,7 +166,13 @@ fn leftovers_that_shall_stay_are_not_collected() {
     let mut driver = Driver::welcomed();
     driver.message(launch(1, true));
     driver.event(Event::Spawned { task: task(1) });
-    assert_eq!(driver.exit(1), [Effect::WaitDrained { task: task(1), leave: true }]);
+    assert_eq!(
+        driver.exit(1),
+        [Effect::WaitDrained {
+            task: task(1),
+            leave: true
+        }]
+    );
 }
 
 #[test]
@@ -150,9 +190,21 @@ fn a_launch_is_taken_once_and_only_by_a_member() {
 fn signals_and_kills_of_unknown_tasks_are_ignored() {
     let mut driver = Driver::welcomed();
     let scope = SignalScope::Process;
-    assert!(driver.message(ToAgent::Signal { task: task(9), signal: 15, scope }).is_empty());
+    assert!(
+        driver
+            .message(ToAgent::Signal {
+                task: task(9),
+                signal: 15,
+                scope
+            })
+            .is_empty()
+    );
     assert!(driver.message(ToAgent::Kill { task: task(9) }).is_empty());
-    assert!(driver.message(ToAgent::Acknowledge { task: task(9) }).is_empty());
+    assert!(
+        driver
+            .message(ToAgent::Acknowledge { task: task(9) })
+            .is_empty()
+    );
 }
 
 #[test]
@@ -160,16 +212,42 @@ fn signals_wait_for_the_start_and_a_kill_beats_them() {
     let mut driver = Driver::welcomed();
     let scope = SignalScope::Group;
     driver.message(launch(1, false));
-    assert!(driver.message(ToAgent::Signal { task: task(1), signal: 15, scope }).is_empty());
+    assert!(
+        driver
+            .message(ToAgent::Signal {
+                task: task(1),
+                signal: 15,
+                scope
+            })
+            .is_empty()
+    );
     let effects = driver.event(Event::Spawned { task: task(1) });
     let pid = Pid(1001);
-    assert_eq!(effects[1..], [Effect::Signal { task: task(1), pid, signal: 15, scope }]);
+    assert_eq!(
+        effects[1..],
+        [Effect::Signal {
+            task: task(1),
+            pid,
+            signal: 15,
+            scope
+        }]
+    );
 
     driver.message(launch(2, false));
-    driver.message(ToAgent::Signal { task: task(2), signal: 15, scope });
+    driver.message(ToAgent::Signal {
+        task: task(2),
+        signal: 15,
+        scope,
+    });
     driver.message(ToAgent::Kill { task: task(2) });
     let effects = driver.event(Event::Spawned { task: task(2) });
-    assert_eq!(effects[1..], [Effect::KillTree { task: task(2), pid: Pid(1002) }]);
+    assert_eq!(
+        effects[1..],
+        [Effect::KillTree {
+            task: task(2),
+            pid: Pid(1002)
+        }]
+    );
 }
 
 #[test]
@@ -177,7 +255,11 @@ fn a_signal_out_of_range_goes_nowhere() {
     let mut driver = Driver::welcomed();
     driver.start(1);
     for signal in [0, 65, 255] {
-        let message = ToAgent::Signal { task: task(1), signal, scope: SignalScope::Tree };
+        let message = ToAgent::Signal {
+            task: task(1),
+            signal,
+            scope: SignalScope::Tree,
+        };
         assert!(driver.message(message).is_empty());
     }
 }
@@ -188,7 +270,10 @@ fn an_end_is_told_again_until_it_is_acknowledged() {
     driver.start(1);
     driver.event(Event::Disconnected);
     driver.exit(1);
-    driver.event(Event::TaskGone { task: task(1), leftovers: 0 });
+    driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 0,
+    });
     assert_eq!(
         driver.event(Event::Drained { task: task(1) }),
         [Effect::CloseTask { task: task(1) }]
@@ -196,7 +281,9 @@ fn an_end_is_told_again_until_it_is_acknowledged() {
     for _ in 0..2 {
         driver.pass(LAST_REDIAL_MS);
         let hello = driver.event(Event::Connected);
-        let [Effect::Send(FromAgent::Hello { tasks, .. })] = &hello[..] else { panic!("{hello:?}") };
+        let [Effect::Send(FromAgent::Hello { tasks, .. })] = &hello[..] else {
+            panic!("{hello:?}")
+        };
         assert_eq!(tasks[0].ended, Some((Status::Exited(7), Usage::default())));
         driver.message(welcome());
         driver.event(Event::Disconnected);
@@ -208,7 +295,9 @@ fn an_end_is_told_again_until_it_is_acknowledged() {
     driver.event(Event::Disconnected);
     driver.pass(LAST_REDIAL_MS);
     let hello = driver.event(Event::Connected);
-    assert!(matches!(&hello[..], [Effect::Send(FromAgent::Hello { tasks, .. })] if tasks.is_empty()));
+    assert!(
+        matches!(&hello[..], [Effect::Send(FromAgent::Hello { tasks, .. })] if tasks.is_empty())
+    );
 }
 
 #[test]
@@ -232,15 +321,23 @@ fn what_the_lease_ended_is_told_as_the_clusters_failure() {
     driver.event(Event::Disconnected);
     assert!(driver.pass(LEASE_MS).contains(&Effect::KillEverything));
     driver.exit(1);
-    let end = driver.event(Event::TaskGone { task: task(1), leftovers: 0 });
+    let end = driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 0,
+    });
     assert_eq!(end, [Effect::CloseTask { task: task(1) }]);
     driver.pass(LAST_REDIAL_MS);
     let hello = driver.event(Event::Connected);
-    let [Effect::Send(FromAgent::Hello { tasks, .. })] = &hello[..] else { panic!("{hello:?}") };
+    let [Effect::Send(FromAgent::Hello { tasks, .. })] = &hello[..] else {
+        panic!("{hello:?}")
+    };
     let Some((Status::Failed { code: 125, reason }, _)) = &tasks[0].ended else {
         panic!("{tasks:?}")
     };
-    assert!(reason.starts_with("n1 ") && reason.contains("run the command again"), "{reason}");
+    assert!(
+        reason.starts_with("n1 ") && reason.contains("run the command again"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -249,8 +346,15 @@ fn a_late_launch_is_refused_while_the_lease_is_over() {
     // The machine slept: the launch is older than the lease.
     driver.now_ms += LEASE_MS + 1;
     let effects = driver.message(launch(1, false));
-    assert!(matches!(ended(&effects), Some((_, Status::Failed { code: 125, .. }))));
-    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Spawn { .. })));
+    assert!(matches!(
+        ended(&effects),
+        Some((_, Status::Failed { code: 125, .. }))
+    ));
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Spawn { .. }))
+    );
 }
 
 #[test]
@@ -268,18 +372,36 @@ fn a_silent_head_is_dialled_anew_ever_more_slowly() {
         driver.event(Event::Disconnected);
     }
     assert!(waits[0] <= FIRST_REDIAL_MS * 5 / 4, "{waits:?}");
-    assert!(waits[9] >= LAST_REDIAL_MS / 2 && waits[9] <= LAST_REDIAL_MS * 5 / 4, "{waits:?}");
+    assert!(
+        waits[9] >= LAST_REDIAL_MS / 2 && waits[9] <= LAST_REDIAL_MS * 5 / 4,
+        "{waits:?}"
+    );
 }
 
 #[test]
 fn lost_streams_end_the_task_without_waiting_for_them() {
     let mut driver = Driver::welcomed();
     driver.start(1);
-    let effects = driver.event(Event::RelayLost { task: task(1), reason: "refused".into() });
-    assert_eq!(effects, [Effect::KillTree { task: task(1), pid: Pid(1001) }]);
+    let effects = driver.event(Event::RelayLost {
+        task: task(1),
+        reason: "refused".into(),
+    });
+    assert_eq!(
+        effects,
+        [Effect::KillTree {
+            task: task(1),
+            pid: Pid(1001)
+        }]
+    );
     driver.exit(1);
-    let effects = driver.event(Event::TaskGone { task: task(1), leftovers: 0 });
-    assert!(matches!(ended(&effects), Some((_, Status::Failed { code: 125, .. }))));
+    let effects = driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 0,
+    });
+    assert!(matches!(
+        ended(&effects),
+        Some((_, Status::Failed { code: 125, .. }))
+    ));
 }
 
 #[test]
@@ -288,8 +410,14 @@ fn a_killed_tasks_output_is_waited_for_only_so_long() {
     driver.start(1);
     driver.message(ToAgent::Kill { task: task(1) });
     driver.exit(1);
-    driver.event(Event::TaskGone { task: task(1), leftovers: 0 });
-    assert_eq!(ended(&driver.pass(KILLED_DRAIN_MS)), Some((task(1), &Status::Exited(7))));
+    driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 0,
+    });
+    assert_eq!(
+        ended(&driver.pass(KILLED_DRAIN_MS)),
+        Some((task(1), &Status::Exited(7)))
+    );
 }
 
 #[test]
@@ -298,11 +426,20 @@ fn an_agent_that_leaves_kills_its_work_tells_of_it_and_exits() {
     driver.start(1);
     assert_eq!(driver.message(ToAgent::Leave), [Effect::KillEverything]);
     driver.exit(1);
-    driver.event(Event::TaskGone { task: task(1), leftovers: 0 });
+    driver.event(Event::TaskGone {
+        task: task(1),
+        leftovers: 0,
+    });
     let effects = driver.event(Event::Drained { task: task(1) });
-    assert!(matches!(ended(&effects), Some((_, Status::Failed { code: 125, .. }))));
+    assert!(matches!(
+        ended(&effects),
+        Some((_, Status::Failed { code: 125, .. }))
+    ));
     let effects = driver.message(ToAgent::Acknowledge { task: task(1) });
-    let last = [Effect::Send(FromAgent::Leaving), Effect::Exit { reason: None }];
+    let last = [
+        Effect::Send(FromAgent::Leaving),
+        Effect::Exit { reason: None },
+    ];
     assert_eq!(effects, last);
     assert_eq!(driver.core.next_deadline(), None);
 }
@@ -314,7 +451,10 @@ fn p4_an_agent_that_can_not_end_its_work_does_not_say_that_it_has_left() {
     driver.message(ToAgent::Leave);
     let effects = driver.pass(LEAVE_WAIT_MS);
     assert!(effects.contains(&Effect::Exit { reason: None }));
-    assert!(!effects.contains(&Effect::Send(FromAgent::Leaving)), "{effects:?}");
+    assert!(
+        !effects.contains(&Effect::Send(FromAgent::Leaving)),
+        "{effects:?}"
+    );
 }
 
 #[test]
@@ -322,14 +462,24 @@ fn a_refused_agent_exits_with_the_reason() {
     let mut driver = Driver::new();
     driver.event(Event::Tick);
     driver.event(Event::Connected);
-    let effects = driver.message(ToAgent::Refused { reason: "unknown".into() });
-    assert_eq!(effects, [Effect::Exit { reason: Some("unknown".into()) }]);
+    let effects = driver.message(ToAgent::Refused {
+        reason: "unknown".into(),
+    });
+    assert_eq!(
+        effects,
+        [Effect::Exit {
+            reason: Some("unknown".into())
+        }]
+    );
 }
 
 #[test]
 fn an_idle_member_wakes_up_for_its_renewals_only() {
     let driver = Driver::welcomed();
-    assert_eq!(driver.core.next_deadline(), Some(1_000 + LEASE_MS / RENEWALS_PER_LEASE));
+    assert_eq!(
+        driver.core.next_deadline(),
+        Some(1_000 + LEASE_MS / RENEWALS_PER_LEASE)
+    );
 }
 
 #[derive(Clone, Debug)]
@@ -487,8 +637,14 @@ impl Model {
                     self.alive.insert(task(n));
                     return Some(Event::Spawned { task: task(n) });
                 }
-                let status = Status::Failed { code: 127, reason: "none".into() };
-                Some(Event::SpawnFailed { task: task(n), status })
+                let status = Status::Failed {
+                    code: 127,
+                    reason: "none".into(),
+                };
+                Some(Event::SpawnFailed {
+                    task: task(n),
+                    status,
+                })
             }
             Step::Exit(n) => {
                 self.alive.take(&task(n))?;
@@ -501,15 +657,19 @@ impl Model {
             }
             Step::Gone(n) => {
                 self.collecting.take(&task(n))?;
-                Some(Event::TaskGone { task: task(n), leftovers: 0 })
+                Some(Event::TaskGone {
+                    task: task(n),
+                    leftovers: 0,
+                })
             }
             Step::Drained(n) => {
                 self.draining.take(&task(n))?;
                 Some(Event::Drained { task: task(n) })
             }
-            Step::RelayLost(n) => {
-                Some(Event::RelayLost { task: task(n), reason: "gone".into() })
-            }
+            Step::RelayLost(n) => Some(Event::RelayLost {
+                task: task(n),
+                reason: "gone".into(),
+            }),
             Step::Pass(_) => Some(Event::Tick),
         }
     }
