@@ -162,7 +162,7 @@ mod tests {
         let pid = std::process::id().cast_signed();
         assert_eq!(Surroundings::own().unwrap().include(pid), Ok(()));
         assert!(matches!(
-            in_same_namespaces_as_self(i32::MAX),
+            Surroundings::own().unwrap().include(i32::MAX),
             Err(ForeignNamespace::Unseen {
                 errno: Errno::NOENT,
                 ..

@@ -562,12 +562,28 @@ fn execute(image: &Image) -> Errno {
             return Errno::NOEXEC;
         }
         match last {
-            Errno::ACCESS => denied = true,
+            // As shells have it: a file that may not be executed is remembered (126), one that is
+            // not even seen, because its directory may not be searched, is not there (127).
+            // SAFETY: a C string that the parent keeps.
+            Errno::ACCESS => denied |= unsafe { is_seen(candidate.as_ptr()) },
             Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::NODEV | Errno::TIMEDOUT => {}
             other => return other,
         }
     }
-    if denied { Errno::ACCESS } else { last }
+    match last {
+        _ if denied => Errno::ACCESS,
+        Errno::ACCESS if image.candidates.len() > 1 => Errno::NOENT,
+        other => other,
+    }
+}
+
+/// # Safety
+/// The pointer is a C string.
+unsafe fn is_seen(path: *const c_char) -> bool {
+    let at = int(libc::AT_FDCWD);
+    let exists = int(libc::F_OK);
+    // SAFETY: the caller's promise.
+    unsafe { checked(libc::SYS_faccessat, [at, path.expose_provenance(), exists]) }.is_ok()
 }
 
 /// # Safety

@@ -6,9 +6,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
 use wiglaf_linux::mount::{MountAttributes, mount_setattr, pivot_into};
-use wiglaf_linux::namespace::{
-    ForeignNamespace, Surrounding, in_same_namespaces_as_self, setns, unshare,
-};
+use wiglaf_linux::namespace::{ForeignNamespace, Surrounding, Surroundings, setns, unshare};
 use wiglaf_linux::process::{self, ChildState, ExitStatus, Fork, NamespaceFlags};
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 
@@ -112,7 +110,7 @@ fn strangers_are_known() {
         };
         drop(write);
         File::from(read).read_exact(&mut [0]).expect("it is ready");
-        let verdict = in_same_namespaces_as_self(pid);
+        let verdict = Surroundings::own().unwrap().include(pid);
         process::kill(pid, libc::SIGKILL).expect("kill");
         process::wait(pid, false).expect("wait");
         match verdict {

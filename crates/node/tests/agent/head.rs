@@ -15,6 +15,7 @@ use wiglaf_linux::namespace::NamespaceFlags;
 use wiglaf_linux::process::{Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait};
 use wiglaf_node::agent::{AgentConfig, Trust, run, run_beside};
 use wiglaf_node::root::{Files, TaskRoot, mount_own_proc};
+use wiglaf_view::Export;
 use wiglaf_wire::agent::{FromAgent, SignalScope, TaskReport, ToAgent};
 use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, Pid, TaskId};
@@ -54,6 +55,8 @@ pub(crate) struct Head {
     next_task: u64,
     next_request: u64,
     pub(crate) agents: Vec<(i32, OwnedFd)>,
+    /// Its files, for agents that see them through the view.
+    export: Export,
 }
 
 impl Drop for Head {
@@ -96,6 +99,7 @@ impl Head {
             next_task: 1,
             next_request: 1,
             agents: Vec::new(),
+            export: Export::new(Vec::new()).unwrap(),
         }
     }
 
