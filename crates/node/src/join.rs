@@ -30,7 +30,7 @@ pub enum JoinError {
     /// Keys or TLS can't be made.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The head can't be reached, or is another cluster's.
+    /// The head can't be reached.
     #[error("can't join the head at {head}: {source}")]
     Link {
         /// Where the head was sought.
@@ -39,6 +39,12 @@ pub enum JoinError {
         #[source]
         source: LinkError,
     },
+    /// It is another cluster's. Asking again is of no use.
+    #[error(
+        "the head at {0} is not of the cluster that the token is for: make a token on that head \
+         (`wiglaf node token`), or give the address of the token's"
+    )]
+    Foreign(SocketAddr),
     /// It does not answer.
     #[error("the head at {0} does not answer")]
     Silent(SocketAddr),
@@ -67,7 +73,14 @@ pub(crate) fn join(
         request: identity.public_point(),
     };
     tls.queue(&request).map_err(failed)?;
-    match wait_answer(&mut tls).map_err(failed)? {
+    let answer = wait_answer(&mut tls).map_err(|error| match error {
+        // Its certificate is the first thing that is looked at, by [`joining_config`].
+        LinkError::Tls(rustls::Error::General(_) | rustls::Error::InvalidCertificate(_)) => {
+            JoinError::Foreign(head)
+        }
+        error => failed(error),
+    })?;
+    match answer {
         Some(ToAgent::Certificate {
             certificate,
             authority,

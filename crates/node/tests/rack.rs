@@ -52,7 +52,7 @@ fn main() -> ExitCode {
         say("SKIPPED: all but the rootless tests need root");
     }
     set_child_subreaper(true).expect("subreaper");
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0_u8, 0_u8);
     for (name, test) in tests {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
@@ -63,7 +63,12 @@ fn main() -> ExitCode {
             if outcome.is_ok() { "ok" } else { "FAILED" }
         ));
         failed += u8::from(outcome.is_err());
+        passed += u8::from(outcome.is_ok());
     }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    say(&format!(
+        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured"
+    ));
     ExitCode::from(failed)
 }
 

@@ -110,6 +110,8 @@ pub(crate) enum Fault {
     List,
     /// No more trouble: all that is down comes back, all that is stopped goes on.
     Peace,
+    /// Once more, all that is stopped goes on.
+    Continue,
     /// All connections break once, so that each agent tells what it still has.
     Roll,
     End,
@@ -133,6 +135,8 @@ impl World {
             self.plan_rough_faults();
         }
         let mut at_ms = self.now_ms + TROUBLE_MS;
+        // A stop may have waited for its node.
+        self.at(at_ms + REST_MS / 2, Event::Fault(Fault::Continue));
         for last in [Fault::Peace, Fault::Roll, Fault::End] {
             self.at(at_ms, Event::Fault(last));
             at_ms += if matches!(last, Fault::Peace) {
@@ -310,6 +314,10 @@ impl World {
             Fault::KillCommand => self.kill_some_command(),
             Fault::List => self.ask_list(),
             Fault::Peace => self.peace(),
+            Fault::Continue => {
+                let ids: Vec<_> = self.nodes.keys().copied().collect();
+                ids.into_iter().for_each(|node| self.continue_all(node));
+            }
             Fault::Roll => {
                 let ids: Vec<_> = self.nodes.keys().copied().collect();
                 ids.into_iter()

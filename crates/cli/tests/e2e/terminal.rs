@@ -10,7 +10,8 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::cluster::{
-    ALICE, Cluster, PATIENCE, User, command_line, children, processes, skip, state, wait_for, wiglaf,
+    ALICE, Cluster, PATIENCE, User, children, command_line, processes, skip, state, wait_for,
+    wiglaf,
 };
 
 /// An interactive bash on a terminal, as a user has it; `wiglaf` is ours.
@@ -28,7 +29,11 @@ impl Shell {
         unlockpt(&master).expect("a terminal");
         let path = ptsname(&master, vec![]).expect("a name");
         let path = path.to_str().expect("a name");
-        let slave = File::options().read(true).write(true).open(path).expect("it opens");
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .expect("it opens");
         if let User::Id(id) = cluster.owner {
             std::os::unix::fs::fchown(&slave, Some(id), Some(id)).expect("root gives it away");
         }
@@ -38,7 +43,11 @@ impl Shell {
             let (uid, gid) = (format!("--reuid={id}"), format!("--regid={id}"));
             command.args(["setpriv", &uid, &gid, "--clear-groups", "--"]);
         }
-        let bin = wiglaf().parent().expect("a directory").display().to_string();
+        let bin = wiglaf()
+            .parent()
+            .expect("a directory")
+            .display()
+            .to_string();
         command
             .args(["bash", "--norc", "--noprofile", "-i"])
             .current_dir("/tmp")
@@ -50,7 +59,11 @@ impl Shell {
             .stdout(slave.try_clone().expect("a copy"))
             .stderr(slave);
         let child = command.spawn().expect("bash starts");
-        let mut shell = Shell { master, child, text: String::new() };
+        let mut shell = Shell {
+            master,
+            child,
+            text: String::new(),
+        };
         shell.say("PS1='ready> '; bind 'set enable-bracketed-paste off'; stty -echo; echo set''up");
         shell.expect("setup");
         shell.expect("ready> ");
@@ -92,7 +105,12 @@ impl Shell {
     }
 
     pub(crate) fn resize(&self, rows: u16, columns: u16) {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         tcsetwinsize(&self.master, size).expect("it takes a size");
     }
 
@@ -108,7 +126,9 @@ impl Shell {
 
     /// The local terminal is as a shell wants it.
     fn expect_cooked(&mut self) {
-        self.say("stty -a | tr ' ;' '\\n\\n' | grep -cx -e icanon -e isig -e opost -e onlcr -e icrnl");
+        self.say(
+            "stty -a | tr ' ;' '\\n\\n' | grep -cx -e icanon -e isig -e opost -e onlcr -e icrnl",
+        );
         self.expect("5\r\n");
         self.expect("ready> ");
     }
@@ -147,18 +167,23 @@ impl Drop for Shell {
 
 #[test]
 fn a_task_has_a_real_terminal_with_its_size() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.resize(31, 101);
-    shell.say("wiglaf run --tty -w n1 sh -c 'tty; stty size; test -t 0 && test -t 1 && echo is''atty'");
+    shell.say(
+        "wiglaf run --tty -w n1 sh -c 'tty; stty size; test -t 0 && test -t 1 && echo is''atty'",
+    );
     shell.expect("/dev/pts/");
     shell.expect("31 101");
     shell.expect("isatty");
     shell.expect("ready> ");
     shell.go_far();
     shell.resize(44, 132);
-    shell.say("stty size");
-    shell.expect("44 132");
+    // The size goes another way than the keys and may come after them.
+    shell.say("until stty size | grep '44 132'; do sleep 0.05; done");
+    shell.expect("\r\n44 132\r\n");
     shell.expect("far> ");
     // Ctrl-C is for what runs in the remote shell, and Ctrl-Z too.
     shell.say("sleep 1000");
@@ -182,7 +207,9 @@ fn a_task_has_a_real_terminal_with_its_size() {
 
 #[test]
 fn ctrl_z_of_a_program_with_a_terminal_returns_to_the_local_shell_and_fg_goes_back() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.say("wiglaf run --tty -w n1 cat");
     shell.settle(Duration::from_millis(500));
@@ -207,18 +234,26 @@ fn ctrl_z_of_a_program_with_a_terminal_returns_to_the_local_shell_and_fg_goes_ba
 
 #[test]
 fn an_editor_works_in_the_terminal() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     if !std::path::Path::new("/usr/bin/vim.tiny").exists() {
         return skip("vim.tiny is not installed");
     }
     let file = cluster.dir.join("note");
     let mut shell = Shell::start(&cluster);
     shell.resize(24, 80);
-    shell.say(&format!("wiglaf run --tty -w n1 vim.tiny -u NONE {}", file.display()));
+    shell.say(&format!(
+        "wiglaf run --tty -w n1 vim.tiny -u NONE {}",
+        file.display()
+    ));
     shell.settle(Duration::from_millis(1500));
     shell.press("iwritten on n1\x1b:wq\r");
     shell.expect("ready> ");
-    assert_eq!(std::fs::read_to_string(&file).expect("it was written"), "written on n1\n");
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("it was written"),
+        "written on n1\n"
+    );
 }
 
 fn commands(cluster: &Cluster) -> String {
@@ -226,14 +261,20 @@ fn commands(cluster: &Cluster) -> String {
 }
 
 fn wait_for_nothing(cluster: &Cluster) {
-    wait_for("nothing to be left", || cluster.remote_commands().is_empty(), || commands(cluster));
+    wait_for(
+        "nothing to be left",
+        || cluster.remote_commands().is_empty(),
+        || commands(cluster),
+    );
     assert_eq!(leaders(cluster), Vec::<i32>::new());
 }
 
 /// The sessions' leaders of n1 in the head's table.
 fn leaders(cluster: &Cluster) -> Vec<i32> {
     let own = children(cluster.agent("n1"));
-    own.into_iter().filter(|pid| command_line(*pid) == "wiglaf: session").collect()
+    own.into_iter()
+        .filter(|pid| command_line(*pid) == "wiglaf: session")
+        .collect()
 }
 
 fn has_vim() -> bool {
@@ -248,22 +289,32 @@ fn has_vim() -> bool {
 fn states(cluster: &Cluster, command: &str) -> String {
     let list = cluster.json(&["ps", "--json"]);
     let rows = list.as_array().expect("a list");
-    let ours = rows.iter().filter(|row| row["command"].as_str().unwrap().starts_with(command));
-    ours.map(|row| row["state"].as_str().unwrap().to_owned()).collect()
+    let ours = rows
+        .iter()
+        .filter(|row| row["command"].as_str().unwrap().starts_with(command));
+    ours.map(|row| row["state"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn stop_and_resume_an_editor(cluster: &Cluster, before: &str, after: &str) {
     let file = cluster.dir.join("note");
     let mut shell = Shell::start(cluster);
     shell.resize(24, 80);
-    shell.say(&format!("wiglaf run --tty -w n1 {before}vim.tiny -u NONE {}{after}", file.display()));
+    shell.say(&format!(
+        "wiglaf run --tty -w n1 {before}vim.tiny -u NONE {}{after}",
+        file.display()
+    ));
     shell.expect("~");
     shell.press("ione \x1b");
     shell.settle(Duration::from_millis(300));
     // Vim restores the terminal, sets the default action and raises SIGTSTP for its group.
     shell.press("\x1a");
     shell.expect_stopped();
-    wait_for("it to stop", || states(cluster, "vim") == "T", || states(cluster, "vim"));
+    wait_for(
+        "it to stop",
+        || states(cluster, "vim") == "T",
+        || states(cluster, "vim"),
+    );
     shell.expect_cooked();
     shell.say("fg");
     shell.settle(Duration::from_millis(500));
@@ -278,7 +329,10 @@ fn stop_and_resume_an_editor(cluster: &Cluster, before: &str, after: &str) {
         shell.expect("after 0");
     }
     shell.expect("ready> ");
-    assert_eq!(std::fs::read_to_string(&file).expect("it was written"), "one two three\n");
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("it was written"),
+        "one two three\n"
+    );
     shell.expect_code(0);
     shell.expect_cooked();
     wait_for_nothing(cluster);
@@ -286,7 +340,9 @@ fn stop_and_resume_an_editor(cluster: &Cluster, before: &str, after: &str) {
 
 #[test]
 fn an_editor_is_stopped_by_ctrl_z_and_goes_on_in_the_foreground() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     if has_vim() {
         stop_and_resume_an_editor(&cluster, "", "");
     }
@@ -294,7 +350,9 @@ fn an_editor_is_stopped_by_ctrl_z_and_goes_on_in_the_foreground() {
 
 #[test]
 fn an_editor_below_a_script_is_stopped_with_it() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     if has_vim() {
         stop_and_resume_an_editor(&cluster, "sh -c '", "; echo after $?'");
     }
@@ -313,7 +371,9 @@ fn an_ordinary_users_cluster_has_job_control_too() {
 
 #[test]
 fn a_remote_shell_has_jobs_of_its_own() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.go_far();
     shell.say("cat");
@@ -355,7 +415,9 @@ fn a_remote_shell_has_jobs_of_its_own() {
 
 #[test]
 fn a_pager_works_in_raw_mode_and_can_be_stopped() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     if !std::path::Path::new("/usr/bin/less").exists() {
         return skip("less is not installed");
     }
@@ -382,13 +444,19 @@ fn a_pager_works_in_raw_mode_and_can_be_stopped() {
 
 #[test]
 fn keys_that_signal_end_the_task_with_their_signals() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     for (key, code) in [("\x03", 130), ("\x1c", 131)] {
         shell.say("ulimit -c 0; wiglaf run --tty -w n1 sh -c 'echo go; cat; sleep 1234'");
         shell.expect("go\r\n");
         // A shell that is just forking hears the key for itself and forgets it, here as there.
-        wait_for("cat", || states(&cluster, "cat") == "S", || commands(&cluster));
+        wait_for(
+            "cat",
+            || states(&cluster, "cat") == "S",
+            || commands(&cluster),
+        );
         shell.press(key);
         shell.expect("ready> ");
         shell.expect_code(code);
@@ -407,14 +475,19 @@ fn keys_that_signal_end_the_task_with_their_signals() {
 
 #[test]
 fn a_killed_ghost_leaves_nothing_of_a_terminal() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.go_far();
     shell.say("sleep 4451 & sleep 4452");
     let runs = || cluster.remote_commands().contains(&"sleep 4452".to_owned());
     wait_for("the tree", runs, || commands(&cluster));
     let list = cluster.remote_commands();
-    assert!(list.iter().all(|command| !command.starts_with("wiglaf")), "{list:?}");
+    assert!(
+        list.iter().all(|command| !command.starts_with("wiglaf")),
+        "{list:?}"
+    );
     assert_eq!(leaders(&cluster).len(), 1);
     let ghost = ghosts("bash --norc --noprofile -i", shell.child.id())[0];
     wiglaf_linux::process::kill(ghost, 9).expect("it is there");
@@ -434,7 +507,9 @@ fn ghosts(command: &str, shell: u32) -> Vec<i32> {
 
 #[test]
 fn a_closed_terminal_leaves_nothing_of_a_remote_shell() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.go_far();
     shell.say("sleep 4461 & sleep 4462");
@@ -446,19 +521,33 @@ fn a_closed_terminal_leaves_nothing_of_a_remote_shell() {
 
 #[test]
 fn a_stop_from_elsewhere_is_one_of_the_terminal_too() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     shell.say("wiglaf run --tty -w n1 cat");
-    wait_for("the task", || states(&cluster, "cat") == "S", || commands(&cluster));
+    wait_for(
+        "the task",
+        || states(&cluster, "cat") == "S",
+        || commands(&cluster),
+    );
     let ghost = ghosts("cat", shell.child.id())[0];
     for signal in [20, 19] {
         wiglaf_linux::process::kill(ghost, signal).expect("it is there");
         shell.expect_stopped();
-        wait_for("it to stop", || states(&cluster, "cat") == "T", || states(&cluster, "cat"));
+        wait_for(
+            "it to stop",
+            || states(&cluster, "cat") == "T",
+            || states(&cluster, "cat"),
+        );
         assert!("Tt".contains(state(ghost)));
         shell.expect_cooked();
         shell.say("fg");
-        wait_for("it to go on", || states(&cluster, "cat") == "S", || states(&cluster, "cat"));
+        wait_for(
+            "it to go on",
+            || states(&cluster, "cat") == "S",
+            || states(&cluster, "cat"),
+        );
         shell.say("echoed");
         shell.expect("echoed\r\nechoed");
     }
@@ -469,17 +558,27 @@ fn a_stop_from_elsewhere_is_one_of_the_terminal_too() {
 
 #[test]
 fn a_killed_leader_ends_the_task_and_nothing_else() {
-    let Some(cluster) = Cluster::start(1) else { return };
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
     let mut shell = Shell::start(&cluster);
     let mut other = cluster.spawn(&["run", "-w", "n1", "sleep", "4472"]);
     shell.go_far();
     shell.say("setsid sleep 4471 & cat");
-    wait_for("the tree", || states(&cluster, "cat") == "S", || commands(&cluster));
+    wait_for(
+        "the tree",
+        || states(&cluster, "cat") == "S",
+        || commands(&cluster),
+    );
     let leader = leaders(&cluster)[0];
     wiglaf_linux::process::kill(leader, 9).expect("it is there");
     shell.expect("ready> ");
     shell.expect_cooked();
-    wait_for("its end", || cluster.remote_commands() == ["sleep 4472"], || commands(&cluster));
+    wait_for(
+        "its end",
+        || cluster.remote_commands() == ["sleep 4472"],
+        || commands(&cluster),
+    );
     // Terminals work on.
     shell.say("wiglaf run --tty -w n1 sh -c 'exit 3'");
     shell.expect("ready> ");

@@ -23,7 +23,9 @@ const MAX_DEPUTY_QUEUE: usize = 100_000;
 impl Daemon {
     /// Finds the keeper of an earlier head, or starts one.
     pub(super) fn connect_keeper(&mut self) -> Result<(), DaemonError> {
-        let socket = match self.dial_keeper() {
+        let found = self.dial_keeper();
+        let takes_over = found.is_some();
+        let socket = match found {
             Some(socket) => socket,
             None => {
                 self.start_keeper()?;
@@ -48,6 +50,9 @@ impl Daemon {
             channel,
             awaits_room: false,
         });
+        if takes_over {
+            self.event(Event::TakenOver);
+        }
         Ok(())
     }
 

@@ -53,6 +53,8 @@ impl Default for Policy {
 const LIST_WAIT_MS: u64 = 2_000;
 /// How long a restarted head waits for a command that was in the middle of a launch.
 const RESUME_WAIT_MS: u64 = 10_000;
+/// How long jobs wait for nodes that have not come back yet to a restarted head.
+const RETURN_WAIT_MS: u64 = 10_000;
 /// Ended jobs that are remembered for `wait` and `jobs`.
 const KEPT_JOBS: usize = 1_000;
 /// Jobs that may wait for a slot.
@@ -97,6 +99,8 @@ pub enum Event {
     },
     /// A command has gone.
     ClientGone(ClientId),
+    /// This head takes over from one that has died: its nodes may all still work (P4).
+    TakenOver,
     /// Time has passed.
     Tick,
 }
@@ -150,6 +154,8 @@ pub struct Reactor {
     job_waiters: Vec<(ClientId, JobId)>,
     node_waiters: Vec<(ClientId, u32)>,
     resume_until_ms: u64,
+    /// Until then nodes of the head before this one are expected back.
+    return_until_ms: u64,
     /// The keeper has told what it holds. Before that nothing is known, so no node is let in (its
     /// tasks would be taken for strangers') and no job is placed (it may have been before).
     has_inventory: bool,
@@ -194,6 +200,7 @@ impl Reactor {
             job_waiters: Vec::new(),
             node_waiters: Vec::new(),
             resume_until_ms: 0,
+            return_until_ms: 0,
             has_inventory: false,
             shutting_down: false,
         }
@@ -220,6 +227,7 @@ impl Reactor {
                 self.ghost(&caller, index, (pid, start_time), mode, effects);
             }
             Event::ClientGone(client) => self.client_gone(client, effects),
+            Event::TakenOver => self.take_over(now_ms),
             Event::Tick => {}
         }
         self.check_fences(now_ms, effects);
@@ -247,7 +255,9 @@ impl Reactor {
             .then_some(self.resume_until_ms)
             // Once that is over, what is uncertain waits for its node.
             .filter(|at| *at != 0);
-        fences.chain(jobs).chain(lists).chain(resume).min()
+        let returning =
+            (!self.waiting.is_empty() && self.return_until_ms > 0).then_some(self.return_until_ms);
+        fences.chain(returning).chain(jobs).chain(lists).chain(resume).min()
     }
 
     /// The node table.

@@ -6,7 +6,7 @@ use wiglaf_wire::id::{Incarnation, NodeId};
 use wiglaf_wire::keeper::ToKeeper;
 use wiglaf_wire::status::{Status, Usage};
 
-use super::{Effect, Reactor};
+use super::{Effect, RETURN_WAIT_MS, Reactor};
 use crate::jobs::Phase;
 use crate::node_table::{Node, Presence, pid_block};
 
@@ -263,6 +263,17 @@ impl Reactor {
             // A second greeting is a broken peer.
             FromAgent::Join { .. } | FromAgent::Hello { .. } => {
                 effects.push(Effect::DropNode(id));
+            }
+        }
+    }
+
+    /// A restarted head counts every node as just renewed (P4).
+    pub(super) fn take_over(&mut self, now_ms: u64) {
+        self.return_until_ms = now_ms + RETURN_WAIT_MS;
+        for node in self.nodes.iter_mut() {
+            if node.presence == Presence::Absent {
+                node.presence = Presence::Silent;
+                node.answered_ms = now_ms;
             }
         }
     }

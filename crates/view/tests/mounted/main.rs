@@ -29,18 +29,23 @@ fn main() -> ExitCode {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).expect("private mounts");
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let mut failed = 0;
+    let (mut passed, mut failed) = (0, 0);
     for (name, test) in tests::ALL {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }
         let good = std::panic::catch_unwind(test).is_ok();
         failed += usize::from(!good);
+        passed += usize::from(good);
         say(&format!(
             "test {name} ... {}",
             if good { "ok" } else { "FAILED" }
         ));
     }
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    say(&format!(
+        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured"
+    ));
     ExitCode::from(u8::from(failed != 0))
 }
 
