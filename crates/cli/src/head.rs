@@ -34,7 +34,7 @@ impl Head {
             match Head::connect_to(&layout) {
                 Err(error)
                     if error.is_connection_lost()
-                        && layout.keeper_socket().exists()
+                        && Head::is_expected()
                         && Instant::now() < deadline =>
                 {
                     std::thread::sleep(SUCCESSOR_POLL);
@@ -42,6 +42,11 @@ impl Head {
                 result => return result,
             }
         }
+    }
+
+    /// Whether a head that does not answer is about to be replaced: its keeper lives.
+    pub(crate) fn is_expected() -> bool {
+        Layout::reachable().is_ok_and(|layout| layout.keeper_socket().exists())
     }
 
     /// To the cluster with these directories.

@@ -278,7 +278,8 @@ fn look_around(head: &mut Head) {
     );
     let view = format!("{directory}/view");
     fs::create_dir(&view).expect("mkdir");
-    let command = "cat /proc/1/comm; ls -A /run; ls /sys/class/net; ls -A /tmp; stat -c %F /dev/null";
+    let command =
+        "cat /proc/1/comm; ls -A /run; ls /sys/class/net; ls -A /tmp; stat -c %F /dev/null";
     let seen = head.ask("n1", &format!("view {view} {command}"));
     assert_eq!(seen, "wiglaf\nlock\neth0\nlo\ncharacter special file\n");
 

@@ -35,7 +35,12 @@ impl Machine {
             skip("only root makes network namespaces");
             return None;
         }
-        if fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
+        if fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .is_err()
+        {
             skip("/dev/fuse can't be opened");
             return None;
         }
@@ -54,7 +59,9 @@ impl Machine {
         };
         let (space, cable) = (&machine.space, &machine.cable);
         ip(&format!("netns add {space}"));
-        ip(&format!("link add {cable} type veth peer name far0 netns {space}"));
+        ip(&format!(
+            "link add {cable} type veth peer name far0 netns {space}"
+        ));
         ip(&format!("address add {}/30 dev {cable}", at(1)));
         ip(&format!("link set {cable} up"));
         ip(&format!("-n {space} address add {}/30 dev far0", at(2)));
@@ -74,27 +81,50 @@ impl Machine {
     /// Runs our binary there.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.space]).arg(wiglaf()).args(args);
+        command
+            .args(["netns", "exec", &self.space])
+            .arg(wiglaf())
+            .args(args);
         command.current_dir("/").stdin(Stdio::null());
         command
     }
 
     fn agent_command(&self, token_file: &str) -> Command {
         let head = self.head.to_string();
-        self.command(&["node", "agent", "--head", &head, "--token-file", token_file, "--name", "far"])
+        self.command(&[
+            "node",
+            "agent",
+            "--head",
+            &head,
+            "--token-file",
+            token_file,
+            "--name",
+            "far",
+        ])
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "delete", &self.cable]).output();
-        let _ = Command::new("ip").args(["netns", "delete", &self.space]).output();
+        let _ = Command::new("ip")
+            .args(["link", "delete", &self.cable])
+            .output();
+        let _ = Command::new("ip")
+            .args(["netns", "delete", &self.space])
+            .output();
     }
 }
 
 fn ip(words: &str) {
-    let output = Command::new("ip").args(words.split(' ')).output().expect("iproute2");
-    assert!(output.status.success(), "ip {words}: {}", text(&output.stderr));
+    let output = Command::new("ip")
+        .args(words.split(' '))
+        .output()
+        .expect("iproute2");
+    assert!(
+        output.status.success(),
+        "ip {words}: {}",
+        text(&output.stderr)
+    );
 }
 
 /// A cluster whose head listens for a second machine, which has an agent. The order of the fields
@@ -113,7 +143,12 @@ impl Pair {
         let token = token_file(&cluster, "token", &cluster.ok(&["node", "token"]));
         let log = fs::File::create(cluster.dir.join("agent.log")).unwrap();
         let agent = machine.agent_command(&token).stderr(log).spawn().unwrap();
-        let pair = Pair { cluster, machine, agent, _head: head };
+        let pair = Pair {
+            cluster,
+            machine,
+            agent,
+            _head: head,
+        };
         pair.cluster.ok(&["nodes", "--wait", "1"]);
         Some(pair)
     }
@@ -138,7 +173,12 @@ impl Pair {
 
     /// Waits until it runs there.
     fn wait_for_task(&self, marker: &str) {
-        let runs = || self.cluster.remote_commands().iter().any(|line| line.contains(marker));
+        let runs = || {
+            self.cluster
+                .remote_commands()
+                .iter()
+                .any(|line| line.contains(marker))
+        };
         wait_for("the task", runs, String::new);
     }
 
@@ -188,29 +228,50 @@ fn token_file(cluster: &Cluster, name: &str, token: &str) -> String {
 }
 
 fn lives(marker: &str) -> bool {
-    processes().into_iter().any(|pid| command_line(pid) == marker)
+    processes()
+        .into_iter()
+        .any(|pid| command_line(pid) == marker)
 }
 
 fn refused(output: &Output, why: &str) {
     assert_eq!(output.status.code(), Some(125), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains(why),
+        "{}",
+        text(&output.stderr)
+    );
 }
 
 #[test]
 fn a_second_machine_runs_tasks_and_leaves_in_order() {
-    let Some(mut pair) = Pair::start("") else { return };
-    let output = pair.alice("id -u; ls /sys/class/net; ls /usr/bin | wc -l; ls /tmp").wait_with_output();
+    let Some(mut pair) = Pair::start("") else {
+        return;
+    };
+    let output = pair
+        .alice("id -u; ls /sys/class/net; ls /usr/bin | wc -l; ls /tmp")
+        .wait_with_output();
     let output = output.unwrap();
     let count = fs::read_dir("/usr/bin").unwrap().count();
-    assert_eq!(text(&output.stdout), format!("54321\nfar0\nlo\n{count}\n"), "{}", text(&output.stderr));
-    let python = pair.alice("python3 -c 'import json; print(json.dumps([1]))'").wait_with_output();
+    assert_eq!(
+        text(&output.stdout),
+        format!("54321\nfar0\nlo\n{count}\n"),
+        "{}",
+        text(&output.stderr)
+    );
+    let python = pair
+        .alice("python3 -c 'import json; print(json.dumps([1]))'")
+        .wait_with_output();
     assert_eq!(text(&python.unwrap().stdout), "[1]\n");
     let code = pair.alice("exit 7").wait().unwrap().code();
     assert_eq!(code, Some(7));
     // Root there could do on the head what it likes.
     let root = pair.cluster.wiglaf(&["run", "-w", "far", "true"]);
     refused(&root, "root's processes may not run on far");
-    assert!(text(&root.stderr).contains("root_on_nodes"), "{}", text(&root.stderr));
+    assert!(
+        text(&root.stderr).contains("root_on_nodes"),
+        "{}",
+        text(&root.stderr)
+    );
 
     let task = pair.alice("exec sleep 98701");
     pair.wait_for_task("sleep 98701");
@@ -219,13 +280,18 @@ fn a_second_machine_runs_tasks_and_leaves_in_order() {
     let output = task.wait_with_output().unwrap();
     refused(&output, "far was asked to leave the cluster");
     pair.wait_for_state("down");
-    assert!(asked.elapsed() < Duration::from_secs(5), "the head waited for the fence");
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "the head waited for the fence"
+    );
     assert!(!lives("sleep 98701"));
 }
 
 #[test]
 fn p4_a_machine_that_is_cut_off_ends_its_tasks_before_the_head_says_so() {
-    let Some(pair) = Pair::start("lease_ms = 2000\n") else { return };
+    let Some(pair) = Pair::start("lease_ms = 2000\n") else {
+        return;
+    };
     let task = pair.alice("exec sleep 98702");
     pair.wait_for_task("sleep 98702");
     pair.machine.pull_cable();
@@ -244,7 +310,9 @@ fn p4_a_machine_that_is_cut_off_ends_its_tasks_before_the_head_says_so() {
 #[test]
 fn p4_a_machine_that_comes_back_in_time_keeps_its_tasks() {
     const LEASE_MS: u64 = 16_000;
-    let Some(pair) = Pair::start(&format!("lease_ms = {LEASE_MS}\n")) else { return };
+    let Some(pair) = Pair::start(&format!("lease_ms = {LEASE_MS}\n")) else {
+        return;
+    };
     let script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.5; done; ls -d /usr";
     let task = pair.alice(script);
     pair.wait_for_task("sleep");
@@ -253,33 +321,54 @@ fn p4_a_machine_that_comes_back_in_time_keeps_its_tasks() {
     sleep(Duration::from_millis(500));
     pair.machine.plug_cable();
     let output = task.wait_with_output().unwrap();
-    assert_eq!(text(&output.stdout), "1\n2\n3\n4\n5\n6\n/usr\n", "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stdout),
+        "1\n2\n3\n4\n5\n6\n/usr\n",
+        "{}",
+        text(&output.stderr)
+    );
     assert!(output.status.success(), "{}", output.status);
     pair.wait_for_state("up");
 }
 
 #[test]
 fn a_supervisor_that_is_killed_takes_the_machine_along() {
-    let Some(mut pair) = Pair::start("lease_ms = 2000\n") else { return };
+    let Some(mut pair) = Pair::start("lease_ms = 2000\n") else {
+        return;
+    };
     let task = pair.alice("exec sleep 98703");
     pair.wait_for_task("sleep 98703");
     kill(pair.agent.id().cast_signed(), SIGKILL).unwrap();
     pair.agent.wait().unwrap();
-    wait_for("the task's end there", || !lives("sleep 98703"), String::new);
+    wait_for(
+        "the task's end there",
+        || !lives("sleep 98703"),
+        String::new,
+    );
     let output = task.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{}", text(&output.stderr));
 }
 
 #[test]
 fn tokens_that_are_not_this_heads_are_refused_with_the_reason() {
-    let Some(machine) = Machine::new() else { return };
+    let Some(machine) = Machine::new() else {
+        return;
+    };
     let (_head, cluster) = start_head(&machine, "");
     let token = cluster.ok(&["node", "token"]);
     let (authority, _) = token.rsplit_once('-').unwrap();
-    let guessed = token_file(&cluster, "guessed", &format!("{authority}-{}", "ab".repeat(16)));
+    let guessed = token_file(
+        &cluster,
+        "guessed",
+        &format!("{authority}-{}", "ab".repeat(16)),
+    );
     let output = output_of(machine.agent_command(&guessed));
     assert_ne!(output.status.code(), Some(0));
-    assert!(text(&output.stderr).contains("does not know this token"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("does not know this token"),
+        "{}",
+        text(&output.stderr)
+    );
 
     let other = Cluster::start_as(User::Root, 1);
     let foreign = token_file(&cluster, "foreign", &other.ok(&["node", "token"]));
@@ -287,11 +376,21 @@ fn tokens_that_are_not_this_heads_are_refused_with_the_reason() {
     let output = output_of(machine.agent_command(&foreign));
     assert_ne!(output.status.code(), Some(0));
     let why = "not of the cluster that the token is for";
-    assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains(why),
+        "{}",
+        text(&output.stderr)
+    );
 
     let nonsense = token_file(&cluster, "nonsense", "hello\n");
     let output = output_of(machine.agent_command(&nonsense));
     assert_ne!(output.status.code(), Some(0));
-    assert!(cluster.json(&["nodes", "--json"]).as_array().unwrap().is_empty());
+    assert!(
+        cluster
+            .json(&["nodes", "--json"])
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
     cluster.down();
 }

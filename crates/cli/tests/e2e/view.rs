@@ -6,8 +6,8 @@ use std::process::Command;
 
 use wiglaf_linux::process::kill;
 
-use crate::terminal::Shell;
 use crate::cluster::{ALICE, Cluster, User, is_root, output_of, skip, text, wait_for};
+use crate::terminal::Shell;
 
 const SIGKILL: i32 = 9;
 /// Where these tests make files: a node's /tmp is its own.
@@ -18,7 +18,12 @@ fn start(nodes: u32) -> Option<Cluster> {
         skip("clusters of this test are made by root");
         return None;
     }
-    if fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
+    if fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_err()
+    {
         skip("/dev/fuse can't be opened");
         return None;
     }
@@ -28,19 +33,23 @@ fn start(nodes: u32) -> Option<Cluster> {
 }
 
 fn here(script: &str) -> String {
-    text(&output_of({
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", script]);
-        command
-    })
-    .stdout)
+    text(
+        &output_of({
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            command
+        })
+        .stdout,
+    )
 }
 
 #[test]
 fn programs_run_as_on_the_head() {
     let Some(cluster) = start(2) else { return };
     assert_eq!(cluster.ok(&["run", "-w", "n1", "hostname"]), "n1\n");
-    let root = cluster.ok(&["run", "-w", "n2", "stat", "-f", "-c", "%T", "/", "/proc", "/tmp"]);
+    let root = cluster.ok(&[
+        "run", "-w", "n2", "stat", "-f", "-c", "%T", "/", "/proc", "/tmp",
+    ]);
     assert_eq!(root, "fuseblk\nproc\ntmpfs\n");
     for script in [
         "ls /usr/bin | wc -l",
@@ -62,9 +71,18 @@ fn programs_run_as_on_the_head() {
          && cc -o a a.c && ./a",
     ]);
     assert_eq!(compiled, "made here\n");
-    for (command, code) in [("no-such-program", 127), ("/etc/passwd", 126), ("/etc", 126)] {
+    for (command, code) in [
+        ("no-such-program", 127),
+        ("/etc/passwd", 126),
+        ("/etc", 126),
+    ] {
         let output = cluster.wiglaf(&["run", "-w", "n1", command]);
-        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{command}: {}",
+            text(&output.stderr)
+        );
     }
     cluster.down();
 }
@@ -80,17 +98,40 @@ fn v4_rights_are_the_users_and_nothing_is_written() {
     };
     let read = as_alice(&format!("id -u; cat {secret}"));
     assert_eq!(text(&read.stdout), "54321\n");
-    assert!(text(&read.stderr).contains("Permission denied"), "{}", text(&read.stderr));
+    assert!(
+        text(&read.stderr).contains("Permission denied"),
+        "{}",
+        text(&read.stderr)
+    );
     // What root has read there does not stay readable in the node's memory.
     assert_eq!(cluster.ok(&["run", "-w", "n1", "cat", &secret]), "secret");
     let again = as_alice(&format!("cat {secret}"));
-    assert!(text(&again.stderr).contains("Permission denied"), "{}", text(&again.stderr));
+    assert!(
+        text(&again.stderr).contains("Permission denied"),
+        "{}",
+        text(&again.stderr)
+    );
     let list = as_alice("ls /root");
-    assert!(text(&list.stderr).contains("Permission denied"), "{}", text(&list.stderr));
+    assert!(
+        text(&list.stderr).contains("Permission denied"),
+        "{}",
+        text(&list.stderr)
+    );
     fs::remove_file(&secret).unwrap();
     let written = cluster.wiglaf(&["run", "-w", "n1", "touch", "/usr/wiglaf-was-here"]);
-    assert!(text(&written.stderr).contains("Read-only"), "{}", text(&written.stderr));
-    let own = cluster.ok(&["run", "-w", "n1", "sh", "-c", "echo x >/tmp/x && cat /tmp/x"]);
+    assert!(
+        text(&written.stderr).contains("Read-only"),
+        "{}",
+        text(&written.stderr)
+    );
+    let own = cluster.ok(&[
+        "run",
+        "-w",
+        "n1",
+        "sh",
+        "-c",
+        "echo x >/tmp/x && cat /tmp/x",
+    ]);
     assert_eq!(own, "x\n");
     cluster.down();
 }
@@ -103,7 +144,9 @@ fn s4_the_clusters_own_directories_do_not_exist_on_nodes() {
     let mut cluster = Cluster::prepare(User::Root);
     // Not below /tmp, which nodes do not share.
     let shared = std::path::PathBuf::from(format!("{SHARED}/wg{}", std::process::id()));
-    fs::rename(&cluster.dir, &shared).or_else(|_| fs::create_dir(&shared)).unwrap();
+    fs::rename(&cluster.dir, &shared)
+        .or_else(|_| fs::create_dir(&shared))
+        .unwrap();
     let _ = fs::remove_dir(&cluster.dir);
     cluster.dir.clone_from(&shared);
     cluster.ok(&["up", "--view", "-n", "1"]);
@@ -111,7 +154,11 @@ fn s4_the_clusters_own_directories_do_not_exist_on_nodes() {
     assert_eq!(shown, ".\n..\n");
     let secrets = format!("{}/state/head.sqlite", shared.display());
     let read = cluster.wiglaf(&["run", "-w", "n1", "cat", &secrets]);
-    assert!(text(&read.stderr).contains("No such file"), "{}", text(&read.stderr));
+    assert!(
+        text(&read.stderr).contains("No such file"),
+        "{}",
+        text(&read.stderr)
+    );
     cluster.down();
 }
 
@@ -128,14 +175,19 @@ fn v1_a_change_on_the_head_is_seen_within_a_second() {
     fs::remove_file(&file).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let gone = cluster.wiglaf(&["run", "-w", "n1", "cat", &file]);
-    assert!(text(&gone.stderr).contains("No such file"), "{}", text(&gone.stderr));
+    assert!(
+        text(&gone.stderr).contains("No such file"),
+        "{}",
+        text(&gone.stderr)
+    );
     cluster.down();
 }
 
 #[test]
 fn streams_and_files_share_the_link() {
     let Some(cluster) = start(1) else { return };
-    let sum = "head -c 8000000 /dev/urandom | tee /dev/stderr 2>$F | wiglaf run -w n1 cat | cmp - $F";
+    let sum =
+        "head -c 8000000 /dev/urandom | tee /dev/stderr 2>$F | wiglaf run -w n1 cat | cmp - $F";
     let file = format!("{}/bytes", cluster.dir.display());
     let piped = cluster.script(&format!("F={file}; {sum} && echo same"));
     assert_eq!(text(&piped.stdout), "same\n", "{}", text(&piped.stderr));
@@ -182,14 +234,28 @@ fn killing_the_head_disturbs_no_file() {
     let Some(cluster) = start(1) else { return };
     let script = "for i in 1 2 3 4 5 6 7 8; do ls /usr/lib | wc -l; sleep 0.3; done";
     let child = cluster.spawn(&["run", "-w", "n1", "sh", "-c", script]);
-    wait_for("the task", || !cluster.remote_commands().is_empty(), String::new);
+    wait_for(
+        "the task",
+        || !cluster.remote_commands().is_empty(),
+        String::new,
+    );
     for pid in cluster.daemon("wiglaf: head") {
         kill(pid, SIGKILL).unwrap();
     }
     let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        text(&output.stderr)
+    );
     let entries = here("ls /usr/lib | wc -l");
-    assert_eq!(text(&output.stdout), entries.repeat(8), "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stdout),
+        entries.repeat(8),
+        "{}",
+        text(&output.stderr)
+    );
     cluster.down();
 }
 
@@ -197,9 +263,22 @@ fn killing_the_head_disturbs_no_file() {
 fn a_killed_node_leaves_no_process_that_waits_for_files() {
     let Some(cluster) = start(2) else { return };
     let readers: Vec<_> = (0..4)
-        .map(|_| cluster.spawn(&["run", "-w", "n1", "sh", "-c", "find /usr -type f | xargs cat"]))
+        .map(|_| {
+            cluster.spawn(&[
+                "run",
+                "-w",
+                "n1",
+                "sh",
+                "-c",
+                "find /usr -type f | xargs cat",
+            ])
+        })
         .collect();
-    wait_for("the tasks", || cluster.remote_commands().len() >= 4, String::new);
+    wait_for(
+        "the tasks",
+        || cluster.remote_commands().len() >= 4,
+        String::new,
+    );
     let agent = cluster.agent("n1");
     kill(agent, SIGKILL).unwrap();
     for reader in readers {

@@ -257,7 +257,12 @@ impl Reactor {
             .filter(|at| *at != 0);
         let returning =
             (!self.waiting.is_empty() && self.return_until_ms > 0).then_some(self.return_until_ms);
-        fences.chain(returning).chain(jobs).chain(lists).chain(resume).min()
+        fences
+            .chain(returning)
+            .chain(jobs)
+            .chain(lists)
+            .chain(resume)
+            .min()
     }
 
     /// The node table.

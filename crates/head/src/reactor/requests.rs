@@ -163,7 +163,10 @@ impl Reactor {
             self.return_until_ms = 0;
         }
         let may_grow = self.return_until_ms > 0
-            && self.nodes.iter().any(|node| node.presence == Presence::Silent);
+            && self
+                .nodes
+                .iter()
+                .any(|node| node.presence == Presence::Silent);
         let mut kept = std::collections::VecDeque::new();
         while let Some(mut waiting) = self.waiting.pop_front() {
             let client = waiting.caller.client;

@@ -70,7 +70,7 @@ impl Rig {
     pub(crate) fn serving(exports: fn() -> Box<dyn Exports>) -> Rig {
         let authority = Authority::create("test").unwrap();
         let (keeper, control) = sockets();
-        let deputy = std::thread::spawn(|| deputy::serve_with(control, exports()).unwrap());
+        let deputy = std::thread::spawn(move || deputy::serve_with(control, exports()).unwrap());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let poll = Poll::new().unwrap();

@@ -9,7 +9,7 @@ mod several;
 mod single;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wiglaf_wire::client::{NodeSelection, Reply, Request, RunRequest};
 use wiglaf_wire::id::{JobId, NodeId};
@@ -171,6 +171,10 @@ impl Args {
     }
 }
 
+/// How long a launch waits for a head that is being replaced.
+const HEAD_RETURN_WAIT: Duration = Duration::from_secs(10);
+const HEAD_RETURN_POLL: Duration = Duration::from_millis(20);
+
 /// Who gets standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StdinFor {
@@ -217,9 +221,8 @@ struct Placed {
 
 pub(crate) fn run(args: Args) -> CommandResult {
     let spec = caller::describe(&args)?;
-    let mut head = Head::connect()?;
     let request = request(&args, spec.clone());
-    let placed = place(&mut head, request.clone())?;
+    let (head, placed) = connect_and_place(&request)?;
     if args.verbose {
         for (index, (_, name)) in placed.nodes.iter().enumerate() {
             eprintln!("wiglaf: task {}.{index} on {name}", placed.job);
@@ -254,6 +257,27 @@ fn request(args: &Args, spec: LaunchSpec) -> RunRequest {
         spec,
         timeout_ms,
         detach: args.detach,
+    }
+}
+
+/// Nothing has begun before the first ghost is named, so a head that dies until then is simply
+/// replaced by its successor.
+fn connect_and_place(request: &RunRequest) -> Result<(Head, Placed), CommandError> {
+    let deadline = Instant::now() + HEAD_RETURN_WAIT;
+    loop {
+        let placed = Head::connect().and_then(|mut head| {
+            let placed = place(&mut head, request.clone())?;
+            Ok((head, placed))
+        });
+        match placed {
+            Err(error) if error.is_connection_lost() && Instant::now() < deadline => {
+                if !Head::is_expected() {
+                    return Err(error);
+                }
+                std::thread::sleep(HEAD_RETURN_POLL);
+            }
+            result => return result,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::PipeFlags;
@@ -16,14 +16,11 @@ use wiglaf_wire::id::Pid;
 use wiglaf_wire::keeper::GhostMode;
 use wiglaf_wire::launch::LaunchSpec;
 
-use super::{Args, Placed, StdinFor, expand, relayed_count};
+use super::{Args, HEAD_RETURN_POLL, HEAD_RETURN_WAIT, Placed, StdinFor, expand, relayed_count};
 use crate::CommandResult;
 use crate::error::CommandError;
 use crate::head::Head;
 
-/// How long a launch waits for a head that is being restarted.
-const HEAD_RETURN_WAIT: Duration = Duration::from_secs(10);
-const HEAD_RETURN_POLL: Duration = Duration::from_millis(50);
 
 /// A ghost's descriptors, and those that go to its keeper and deputy.
 pub(super) struct GhostKit {
