@@ -30,7 +30,6 @@ const MAX_MESSAGE: usize = 1024;
 const CHUNK: usize = 4096;
 /// When the cluster failed, not the program.
 const CLUSTER_FAILED: usize = 125;
-const KEEPER_DIED: &[u8] = b"wiglaf: the keeper has died; this task was ended\n";
 
 const MODE_PUMP: u8 = 1;
 const MODE_RAW: u8 = 2;
@@ -154,7 +153,7 @@ impl Ghost {
         }
         if length <= 0 {
             self.terminal.restore();
-            sys::write_all(STDERR, KEEPER_DIED.as_ptr(), KEEPER_DIED.len());
+            // The deputy, which has lost its keeper too, tells the user why.
             sys::exit(CLUSTER_FAILED);
         }
         // SAFETY: the kernel wrote `length` bytes.

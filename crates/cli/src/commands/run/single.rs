@@ -21,7 +21,6 @@ use crate::CommandResult;
 use crate::error::CommandError;
 use crate::head::Head;
 
-
 /// A ghost's descriptors, and those that go to its keeper and deputy.
 pub(super) struct GhostKit {
     pub(super) mode: GhostMode,
