@@ -239,6 +239,12 @@ fn what_the_command_leaves_running_is_ended_unless_kept() {
             .iter()
             .any(|command| command.contains("7654"))
     );
+    // Nor does one stay that has hidden behind namespaces of its own.
+    let hide = "unshare -Ur --uts setsid sleep 7656 >/dev/null 2>&1 & sleep 0.3";
+    cluster.ok(&["run", "sh", "-c", hide]);
+    let all = crate::cluster::processes().into_iter();
+    let lines = all.map(crate::cluster::command_line);
+    assert_eq!(lines.filter(|line| line == "sleep 7656").count(), 0);
     cluster.ok(&[
         "run",
         "--leave",
@@ -246,13 +252,14 @@ fn what_the_command_leaves_running_is_ended_unless_kept() {
         "-c",
         "setsid sleep 7655 >/dev/null 2>&1 & exit 0",
     ]);
-    let pid = cluster.json(&["ps", "--json"]);
-    let left = pid
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|row| row["command"] == "sleep 7655");
-    let left = left.expect("it was kept")["pid"].as_i64().unwrap();
+    let left = || {
+        let list = cluster.json(&["ps", "--json"]);
+        let mut rows = list.as_array().unwrap().iter();
+        rows.find(|row| row["command"] == "sleep 7655")
+            .map(|row| row["pid"].as_i64().unwrap())
+    };
+    crate::cluster::wait_for("what was kept", || left().is_some(), String::new);
+    let left = left().unwrap();
     cluster.ok(&["kill", "-s", "KILL", &left.to_string()]);
 }
 

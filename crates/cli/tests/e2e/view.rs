@@ -223,6 +223,7 @@ fn a_terminal_works_through_the_view() {
     shell.expect("FUSEBLK");
     shell.say("sleep 98 & jobs; exit 3");
     shell.expect("Running");
+    shell.expect("ready> ");
     shell.say("echo code:$?");
     shell.expect("code:3");
     drop(shell);

@@ -15,6 +15,8 @@ use super::core::Event;
 use super::processes;
 use super::spawner::{Answer, Made, UtsTag};
 
+/// The agent is its namespace's first process.
+const OWN_PID: i32 = 1;
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 const SIGTSTP: i32 = 20;
@@ -291,6 +293,7 @@ impl Mains {
                 }
             }
         }
+        let strays = self.strays(&alive);
         for (&task, main) in &mut self.tasks {
             let State::Ended {
                 tag,
@@ -303,8 +306,9 @@ impl Mains {
             if !*collecting {
                 continue;
             }
-            let left = alive.get(tag).map_or(&[][..], Vec::as_slice);
-            for &pid in left {
+            let own = alive.get(tag).map_or(&[][..], Vec::as_slice);
+            let left: Vec<i32> = own.iter().chain(&strays).copied().collect();
+            for &pid in &left {
                 killed.insert(pid);
                 // It may have ended by itself meanwhile.
                 let _ = kill(pid, SIGKILL);
@@ -315,6 +319,21 @@ impl Mains {
                 events.push(Event::TaskGone { task, leftovers });
             }
         }
+    }
+
+    /// Processes that no task can be told to own, because they made a user namespace and in it a
+    /// UTS namespace of their own. They are ended with the node's last task.
+    fn strays(&self, alive: &HashMap<UtsTag, Vec<i32>>) -> Vec<i32> {
+        let is_over = |main: &Main| matches!(main.state, State::Ended { .. });
+        if alive.is_empty() || !self.left.is_empty() || !self.tasks.values().all(is_over) {
+            return Vec::new();
+        }
+        let Ok(ours) = UtsTag::of(OWN_PID) else {
+            return Vec::new();
+        };
+        let is_known = |tag: &UtsTag| *tag == ours || self.by_tag(*tag).is_some();
+        let unknown = alive.iter().filter(|(tag, _)| !is_known(tag));
+        unknown.flat_map(|(_, pids)| pids.iter().copied()).collect()
     }
 
     /// What the main process has left may stay.
