@@ -180,7 +180,7 @@ pub enum ViewReply {
     /// For `ReadDirectory`; empty at the end.
     Entries(Vec<ViewEntry>),
     /// For `Read`; shorter than asked only at the end of the file.
-    Data(Vec<u8>),
+    Data(#[serde(with = "whole")] Vec<u8>),
 }
 
 /// A file's attributes on the head.
@@ -219,4 +219,54 @@ pub struct ViewEntry {
     pub kind: u8,
     /// Where the listing goes on after this entry.
     pub next: u64,
+}
+
+/// Bytes copied at once rather than one by one, which is what serde does to a vector. The
+/// encoding is the same.
+mod whole {
+    use std::fmt;
+
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        from.deserialize_byte_buf(Bytes)
+    }
+
+    struct Bytes;
+
+    impl Visitor<'_> for Bytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+            Ok(bytes.to_vec())
+        }
+
+        fn visit_byte_buf<E: Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+            Ok(bytes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_are_encoded_as_any_vector_is() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let reply = ViewReply::Data(bytes.clone());
+        let encoded = postcard::to_allocvec(&reply).unwrap();
+        assert_eq!(encoded[1..], postcard::to_allocvec(&bytes).unwrap());
+        assert_eq!(postcard::from_bytes::<ViewReply>(&encoded).unwrap(), reply);
+        assert!(postcard::from_bytes::<ViewReply>(&encoded[..200]).is_err());
+    }
 }

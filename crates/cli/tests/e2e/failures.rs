@@ -291,7 +291,9 @@ fn down_works_when_everything_was_killed() {
         }
     }
     assert_eq!(child.wait().unwrap().code(), Some(125));
-    let _ = cluster.wiglaf(&["down"]);
+    // The nodes are still dying: that is waited for, and the bridge is removed.
+    let down = cluster.wiglaf(&["down"]);
+    println!("{}", text(&down.stderr));
     let again = cluster.wiglaf(&["up", "-n", "1"]);
     assert!(again.status.success(), "{}", text(&again.stderr));
     cluster.down();

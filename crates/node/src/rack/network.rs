@@ -19,6 +19,10 @@ use std::os::fd::OwnedFd;
 
 /// Holds the longest piece of an answer: the kernel makes pieces of at most 32 KiB.
 const RECEIVE_BYTES: usize = 64 << 10;
+/// A list that changes while it is read is read again, this often.
+const LIST_TRIES: u32 = 8;
+/// The kernel's mark on such a list (linux/netlink.h).
+const NLM_F_DUMP_INTR: u16 = 0x10;
 /// A netlink message's header (RFC 3549, section 2.3.2).
 const HEADER_BYTES: usize = 16;
 
@@ -66,6 +70,8 @@ pub(crate) struct Link {
 pub(crate) struct RouteSocket {
     socket: OwnedFd,
     sequence: u32,
+    /// The last list changed while it was read.
+    interrupted: bool,
 }
 
 impl RouteSocket {
@@ -86,6 +92,7 @@ impl RouteSocket {
         Ok(RouteSocket {
             socket,
             sequence: 0,
+            interrupted: false,
         })
     }
 
@@ -223,6 +230,13 @@ impl RouteSocket {
         message: RouteNetlinkMessage,
         action: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetworkError> {
+        for _ in 1..LIST_TRIES {
+            let found = self.ask(message.clone(), NLM_F_DUMP, action.into())?;
+            // Something changed meanwhile, and entries may be missing (linux/netlink.h).
+            if !self.interrupted {
+                return Ok(found);
+            }
+        }
         self.ask(message, NLM_F_DUMP, action.into())
     }
 
@@ -252,6 +266,7 @@ impl RouteSocket {
         rustix::net::send(&self.socket, request, SendFlags::empty())?;
         let mut found = Vec::new();
         let mut buffer = vec![0; RECEIVE_BYTES];
+        self.interrupted = false;
         loop {
             let (received, _) =
                 rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
@@ -259,11 +274,13 @@ impl RouteSocket {
             while rest.len() >= HEADER_BYTES {
                 let frame = NetlinkBuffer::new_checked(rest)?;
                 let length = usize::try_from(frame.length()).unwrap_or(usize::MAX);
-                let (message, sequence) = (&rest[..length], frame.sequence_number());
+                let (flags, sequence) = (frame.flags(), frame.sequence_number());
+                let message = &rest[..length];
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
                 if sequence != self.sequence {
                     continue;
                 }
+                self.interrupted |= flags & NLM_F_DUMP_INTR != 0;
                 match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).map(|m| m.payload)
                 {
                     Ok(NetlinkPayload::Done(_)) => return Ok(found),
