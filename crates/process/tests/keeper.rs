@@ -238,7 +238,9 @@ fn a_restarted_head_is_told_everything() {
     );
     scene.reconnect();
     match scene.next() {
-        FromKeeper::Inventory { ghosts, deputies } => {
+        FromKeeper::Inventory {
+            ghosts, deputies, ..
+        } => {
             assert_eq!(deputies, []);
             let told: Vec<_> = ghosts
                 .iter()
@@ -394,7 +396,9 @@ fn deputies_have_only_their_own() {
     // A restarted head has a channel of its own.
     scene.reconnect();
     match scene.next() {
-        FromKeeper::Inventory { ghosts, deputies } => {
+        FromKeeper::Inventory {
+            ghosts, deputies, ..
+        } => {
             assert_eq!(ghosts[0].task, ghost);
             assert_eq!(deputies[0].0, DeputyId(5));
         }

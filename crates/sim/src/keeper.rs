@@ -114,7 +114,11 @@ impl World {
             .iter()
             .map(|(id, d)| (*id, d.credential.clone()))
             .collect();
-        self.keeper_says(FromKeeper::Inventory { ghosts, deputies });
+        self.keeper_says(FromKeeper::Inventory {
+            ghosts,
+            deputies,
+            last: true,
+        });
         let held: Vec<_> = self
             .keeper
             .ghosts

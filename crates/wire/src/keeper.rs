@@ -95,6 +95,8 @@ pub enum FromKeeper {
         ghosts: Vec<GhostReport>,
         /// All deputies.
         deputies: Vec<(DeputyId, Credential)>,
+        /// No further part comes.
+        last: bool,
     },
     /// The ghost is traced and was what the head said it was.
     Seized {

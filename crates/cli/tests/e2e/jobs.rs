@@ -27,7 +27,7 @@ fn a_detached_job_is_followed_and_waited_for() {
         .as_array()
         .unwrap()
         .iter()
-        .find(|row| row["job"].to_string() == job)
+        .find(|row| row["job"] == job.parse::<u64>().unwrap())
         .unwrap();
     assert_eq!(row["state"], "ended");
     assert_eq!(row["exit_code"], 7);

@@ -2,6 +2,11 @@
 //!
 //! One test program, so that it is linked once; each test makes the cluster that it needs.
 
+#![expect(
+    clippy::print_stdout,
+    reason = "tests say aloud what they skip, and logs when they fail"
+)]
+
 mod bproc;
 mod cluster;
 mod failures;

@@ -243,14 +243,8 @@ fn job_control_is_the_shells_own() {
     wait_for("the task", || runs("sleep 6662").is_some(), String::new);
     shell.say("echo pid=$!=");
     shell.expect("pid=");
-    let pid = number(
-        &shell
-            .settle(Duration::from_millis(300))
-            .split('=')
-            .next()
-            .unwrap()
-            .to_owned(),
-    );
+    let shown = shell.settle(Duration::from_millis(300)).to_owned();
+    let pid = number(shown.split('=').next().unwrap());
     assert_eq!(
         runs("sleep 6662").map(|found| found.0),
         Some(i64::from(pid))

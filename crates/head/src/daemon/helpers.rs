@@ -158,9 +158,7 @@ impl Daemon {
             return;
         };
         match keeper.channel.queue(message, descriptors) {
-            Ok(()) => {
-                self.dirty.insert(KEEPER);
-            }
+            Ok(()) => {}
             // One message that can't be made is no reason to lose all ghosts.
             Err(LinkError::Frame(error)) => log(&format!("to the keeper: {error}")),
             Err(error) => self.keeper_lost(&error),
@@ -171,6 +169,9 @@ impl Daemon {
         let Some(keeper) = &mut self.keeper else {
             return;
         };
+        if !keeper.channel.wants_write() && !keeper.awaits_room {
+            return;
+        }
         if let Err(error) = keeper.channel.flush() {
             return self.keeper_lost(&error);
         }

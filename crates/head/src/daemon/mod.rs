@@ -92,10 +92,10 @@ const KIND_SHIFT: u32 = 56;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    Client = 1,
-    Unproven,
+    Deputy = 1,
     Node,
-    Deputy,
+    Client,
+    Unproven,
     VirtualNode,
 }
 
@@ -365,22 +365,24 @@ impl Daemon {
 
     /// Writes what effects have queued; waits for room only where there is none.
     fn flush_dirty(&mut self) {
+        // Deputies first: when a command hears `Go`, its streams must be held by its deputy, or a
+        // crash between the two would lose them. Commands come last.
+        let mut clients = Vec::new();
         for dirty in std::mem::take(&mut self.dirty) {
-            if dirty == KEEPER {
-                self.flush_keeper();
-                continue;
-            }
             let kind = dirty.0 >> KIND_SHIFT;
             let number = dirty.0 & ((1 << KIND_SHIFT) - 1);
-            let narrow = u32::try_from(number).unwrap_or(u32::MAX);
             if kind == Kind::Client as u64 {
-                self.flush_client(number);
+                clients.push(number);
             } else if kind == Kind::Node as u64 {
-                self.flush_agent(NodeId(narrow));
+                self.flush_agent(NodeId(u32::try_from(number).unwrap_or(u32::MAX)));
             } else if kind == Kind::Deputy as u64 {
                 self.flush_deputy(DeputyId(number));
             }
         }
+        self.flush_keeper();
+        clients
+            .into_iter()
+            .for_each(|client| self.flush_client(client));
     }
 
     fn number(&mut self) -> u64 {

@@ -42,12 +42,16 @@ impl Reactor {
         effects: &mut Vec<Effect>,
     ) {
         match message {
-            FromKeeper::Inventory { ghosts, deputies } => {
+            FromKeeper::Inventory {
+                ghosts,
+                deputies,
+                last,
+            } => {
                 for (deputy, credential) in deputies {
                     self.next_deputy = self.next_deputy.max(deputy.0 + 1);
                     self.deputies.insert(credential, deputy);
                 }
-                self.has_inventory = true;
+                self.has_inventory |= last;
                 self.resume_until_ms = now_ms + RESUME_WAIT_MS;
                 for ghost in ghosts {
                     self.restore(now_ms, &ghost, effects);

@@ -41,6 +41,7 @@ impl World {
         let inventory = FromKeeper::Inventory {
             ghosts: vec![],
             deputies: vec![],
+            last: true,
         };
         world.event(Event::FromKeeper(inventory));
         world
@@ -425,6 +426,7 @@ fn restarted(world: &mut World) -> World {
     let inventory = FromKeeper::Inventory {
         ghosts: vec![report],
         deputies,
+        last: true,
     };
     next.event(Event::FromKeeper(inventory));
     next.event(Event::FromDeputy(
@@ -727,6 +729,7 @@ fn a_deputy_that_died_while_no_head_was_there_is_missed() {
     let inventory = FromKeeper::Inventory {
         ghosts: vec![report],
         deputies: vec![],
+        last: true,
     };
     next.event(Event::FromKeeper(inventory));
     let report = TaskReport {

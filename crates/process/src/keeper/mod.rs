@@ -294,9 +294,15 @@ impl Keeper {
             }
         }
         parts.push(part);
-        for ghosts in parts {
-            let deputies = self.deputies.list();
-            self.tell(&FromKeeper::Inventory { ghosts, deputies }, vec![]);
+        let count = parts.len();
+        for (number, ghosts) in (1..).zip(parts) {
+            let (deputies, last) = (self.deputies.list(), number == count);
+            let inventory = FromKeeper::Inventory {
+                ghosts,
+                deputies,
+                last,
+            };
+            self.tell(&inventory, vec![]);
         }
         for task in self.ghosts.keys().copied().collect::<Vec<_>>() {
             let held = self

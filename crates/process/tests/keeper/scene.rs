@@ -81,7 +81,8 @@ impl Scene {
             first,
             FromKeeper::Inventory {
                 ghosts: vec![],
-                deputies: vec![]
+                deputies: vec![],
+                last: true,
             }
         );
         scene
