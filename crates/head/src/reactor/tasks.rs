@@ -336,9 +336,7 @@ impl Reactor {
             return;
         };
         let text = match &status {
-            Status::Failed { reason, .. } if task.deputy_gone => {
-                Some(format!("wiglaf: {reason}\n"))
-            }
+            Status::Failed { reason, .. } if task.deputy_gone => Some(reason.clone()),
             _ => None,
         };
         let end = task.ghost_died.unwrap_or_else(|| ghost_end(&status));
@@ -541,7 +539,7 @@ impl Reactor {
             return;
         }
         let Some(record) = TaskRecord::from_bytes(&ghost.record) else {
-            let text = "wiglaf: the head was replaced by another version; run the command again\n";
+            let text = "the head was replaced by another version; run the command again";
             let finish = ToKeeper::Finish {
                 task: ghost.task,
                 end: GhostEnd::Exit(wiglaf_wire::status::EXIT_CLUSTER_FAILED),

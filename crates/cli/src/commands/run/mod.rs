@@ -263,17 +263,22 @@ fn request(args: &Args, spec: LaunchSpec) -> RunRequest {
 /// Nothing has begun before the first ghost is named, so a head that dies until then is simply
 /// replaced by its successor.
 fn connect_and_place(request: &RunRequest) -> Result<(Head, Placed), CommandError> {
-    let deadline = Instant::now() + HEAD_RETURN_WAIT;
+    let mut lost: Option<Instant> = None;
     loop {
+        let began = Instant::now();
         let placed = Head::connect().and_then(|mut head| {
             let placed = place(&mut head, request.clone())?;
             Ok((head, placed))
         });
         match placed {
-            Err(error) if error.is_connection_lost() && Instant::now() < deadline => {
-                if !Head::is_expected() {
+            Err(error) if error.is_connection_lost() && Head::is_expected() => {
+                // It may have waited for a slot for hours before its head died.
+                let since = lost.filter(|_| began.elapsed() < HEAD_RETURN_WAIT);
+                let since = since.unwrap_or_else(Instant::now);
+                if since.elapsed() > HEAD_RETURN_WAIT {
                     return Err(error);
                 }
+                lost = Some(since);
                 std::thread::sleep(HEAD_RETURN_POLL);
             }
             result => return result,
