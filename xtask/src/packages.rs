@@ -12,10 +12,10 @@ const PACKAGES: &[&str] = &[
     "git",
     "htop",
     "iproute2",
+    "less",
     "libc6-dev",
     "procps",
-    "psmisc",
-    "tmux",
+    "python3",
     "util-linux",
     "vim-tiny",
 ];

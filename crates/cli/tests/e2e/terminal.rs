@@ -588,3 +588,23 @@ fn a_killed_leader_ends_the_task_and_nothing_else() {
     wait_for_nothing(&cluster);
     assert!(processes().contains(&cluster.agent("n1")));
 }
+
+#[test]
+fn htop_shows_the_nodes_processes_and_ends_with_q() {
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
+    if !std::path::Path::new("/usr/bin/htop").exists() {
+        return crate::cluster::skip("htop is not installed");
+    }
+    let mut shell = Shell::start(&cluster);
+    shell.resize(24, 100);
+    shell.say("wiglaf run --tty -w n1 htop");
+    shell.expect("Load average");
+    shell.expect("agent n1");
+    shell.press("q");
+    shell.expect("ready> ");
+    shell.say("echo code $?; stty -a | grep -o '[-]*icanon'");
+    shell.expect("code 0");
+    shell.expect("icanon");
+}
