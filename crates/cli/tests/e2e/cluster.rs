@@ -35,6 +35,8 @@ pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
     pub(crate) owner: User,
     down: bool,
+    /// Of its nodes, as `/proc/PID/ns` names them.
+    namespaces: Vec<String>,
 }
 
 pub(crate) fn is_root() -> bool {
@@ -57,9 +59,10 @@ impl Cluster {
     }
 
     pub(crate) fn start_as(owner: User, nodes: u32) -> Cluster {
-        let cluster = Cluster::prepare(owner);
+        let mut cluster = Cluster::prepare(owner);
         let up = cluster.wiglaf(&["up", "-n", &nodes.to_string()]);
         assert!(up.status.success(), "up failed: {}", text(&up.stderr));
+        cluster.namespaces = cluster.node_namespaces();
         cluster
     }
 
@@ -76,6 +79,7 @@ impl Cluster {
             dir,
             owner,
             down: false,
+            namespaces: Vec::new(),
         }
     }
 
@@ -202,6 +206,16 @@ impl Cluster {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
+    /// Those of the agents, but for what they share with this process.
+    fn node_namespaces(&self) -> Vec<String> {
+        let own = namespaces("self");
+        let agents = self.daemon("wiglaf: agent").into_iter();
+        let all = agents.flat_map(|pid| namespaces(&pid.to_string()));
+        let theirs: Vec<_> = all.filter(|name| !own.contains(name)).collect();
+        assert!(!theirs.is_empty(), "nodes have namespaces of their own");
+        theirs
+    }
+
     fn assert_nothing_left(&self) {
         let marker = self.dir.display().to_string();
         let remains = || -> Vec<String> {
@@ -223,6 +237,19 @@ impl Cluster {
                     .map(str::to_owned),
             );
             let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
+            for pid in processes() {
+                for name in namespaces(&pid.to_string()) {
+                    if self.namespaces.contains(&name) {
+                        found.push(format!("{name} of process {pid}"));
+                    }
+                }
+            }
+            found.extend(
+                mounts
+                    .lines()
+                    .filter(|line| self.namespaces.iter().any(|name| line.contains(name)))
+                    .map(str::to_owned),
+            );
             found.extend(
                 mounts
                     .lines()
@@ -327,6 +354,24 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool, state: impl 
         assert!(Instant::now() < deadline, "waited for {what}: {}", state());
         std::thread::sleep(POLL);
     }
+}
+
+/// A process's namespaces, as `net:[4026531833]`.
+fn namespaces(pid: &str) -> Vec<String> {
+    let links = fs::read_dir(format!("/proc/{pid}/ns"))
+        .into_iter()
+        .flatten();
+    links
+        .flatten()
+        .filter(|link| {
+            !link
+                .file_name()
+                .to_string_lossy()
+                .ends_with("_for_children")
+        })
+        .filter_map(|link| fs::read_link(link.path()).ok())
+        .map(|name| name.display().to_string())
+        .collect()
 }
 
 pub(crate) fn processes() -> Vec<i32> {
