@@ -295,3 +295,55 @@ fn slots_are_waited_for_or_not() {
         text(&output.stderr)
     );
 }
+
+#[test]
+fn a_node_can_be_had_for_oneself() {
+    let Some(cluster) = Cluster::start(3) else {
+        return;
+    };
+    let runs = |what: &str| {
+        cluster
+            .remote_commands()
+            .iter()
+            .any(|command| command == what)
+    };
+    let mut shared = cluster.spawn(&["run", "-w", "n1", "sleep", "2221"]);
+    let mut alone = cluster.spawn(&["run", "--exclusive", "-w", "n2", "sleep", "2222"]);
+    let both = || runs("sleep 2221") && runs("sleep 2222");
+    crate::cluster::wait_for("the tasks", both, String::new);
+    for (options, node) in [(&["--exclusive", "--now"][..], "n1"), (&["--now"], "n2")] {
+        let args = [&["run", "-w", node], options, &["true"]].concat();
+        let refused = cluster.wiglaf(&args);
+        assert_eq!(refused.status.code(), Some(125));
+        let said = text(&refused.stderr);
+        assert!(said.contains(&format!("{node} is taken")), "{said}");
+    }
+    // Two nodes of those that are left, as far as there are so many.
+    let spread = cluster.wiglaf(&["run", "-N", "2", "-l", "hostname"]);
+    let said = text(&spread.stdout);
+    let mut lines: Vec<_> = said.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["n1: n1", "n3: n3"]);
+    let too_many = cluster.wiglaf(&["run", "-N", "4", "true"]);
+    assert_eq!(too_many.status.code(), Some(125));
+    for child in [&mut shared, &mut alone] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(
+        cluster.ok(&["run", "--now", "-w", "n2", "hostname"]),
+        "n2\n"
+    );
+}
+
+#[test]
+fn streams_go_to_files() {
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
+    let output = cluster.script(
+        "cd $WIGLAF_DIR; echo in > i; \
+         wiglaf run -I i -O o -E e sh -c 'cat; echo err >&2'; cat o e",
+    );
+    assert_eq!(text(&output.stdout), "in\nerr\n");
+}
