@@ -1,9 +1,11 @@
 //! The head's decisions: events in, effects out. No sockets, no clock, no randomness, so that the
 //! simulator can run it against lost messages and crashes of either side.
 //!
-//! `tasks` holds the life of a task, `nodes` membership and fencing, `requests` what commands ask.
+//! `tasks` holds the life of a task, `nodes` membership and fencing, `requests` what commands ask,
+//! `processes` what they ask of the processes on all nodes.
 
 mod nodes;
+mod processes;
 mod requests;
 mod tasks;
 #[cfg(test)]

@@ -1,0 +1,201 @@
+//! Processes of all nodes: their lists and signals to them, as commands ask.
+
+use wiglaf_wire::agent::{Process, SignalScope, ToAgent};
+use wiglaf_wire::client::{ProcessInfo, Reply};
+use wiglaf_wire::id::{NodeId, Pid};
+
+use super::requests::refuse;
+use super::{Effect, LIST_WAIT_MS, Listing, Reactor};
+use crate::jobs::{Caller, ClientId};
+use crate::node_table::{Presence, node_of_pid};
+use crate::placement::Refusal;
+
+/// Highest signal number of Linux.
+const MAX_SIGNAL: u8 = 64;
+/// Errno values that a node may answer a signal with, from asm-generic/errno-base.h.
+const EPERM: i32 = 1;
+const ESRCH: i32 = 3;
+
+impl Reactor {
+    pub(super) fn start_listing(
+        &mut self,
+        now_ms: u64,
+        client: ClientId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let request = self.next_list;
+        self.next_list += 1;
+        let awaited: Vec<_> = self
+            .nodes
+            .iter()
+            .filter(|node| node.presence == Presence::Connected)
+            .map(|node| node.id)
+            .collect();
+        for node in &awaited {
+            effects.push(Effect::ToNode(*node, ToAgent::ListProcesses { request }));
+        }
+        let deadline_ms = now_ms + LIST_WAIT_MS;
+        self.lists.insert(
+            request,
+            Listing {
+                client,
+                awaited,
+                silent: Vec::new(),
+                found: Vec::new(),
+                deadline_ms,
+            },
+        );
+        self.check_lists(now_ms, effects);
+    }
+
+    pub(super) fn listed(
+        &mut self,
+        node: NodeId,
+        request: u64,
+        processes: Vec<Process>,
+        last: bool,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(list) = self.lists.get_mut(&request) else {
+            return;
+        };
+        if !list.awaited.contains(&node) {
+            return;
+        }
+        list.found
+            .extend(processes.into_iter().map(|process| (node, process)));
+        if last {
+            list.awaited.retain(|awaited| *awaited != node);
+        }
+        self.check_lists(0, effects);
+    }
+
+    /// A node that was lost answers no list.
+    pub(super) fn answer_for_silent(
+        &mut self,
+        now_ms: u64,
+        node: NodeId,
+        effects: &mut Vec<Effect>,
+    ) {
+        for list in self.lists.values_mut() {
+            if list.awaited.contains(&node) {
+                list.awaited.retain(|awaited| *awaited != node);
+                list.silent.push(node);
+            }
+        }
+        self.check_lists(now_ms, effects);
+    }
+
+    pub(super) fn check_lists(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let done: Vec<_> = self
+            .lists
+            .iter()
+            .filter(|(_, list)| list.awaited.is_empty() || list.deadline_ms <= now_ms)
+            .map(|(request, _)| *request)
+            .collect();
+        for request in done {
+            let Some(listing) = self.lists.remove(&request) else {
+                continue;
+            };
+            let unheard = listing.silent.iter().chain(&listing.awaited);
+            let silent = unheard.map(|node| self.nodes.name(*node)).collect();
+            let list = listing
+                .found
+                .into_iter()
+                .map(|(node, process)| ProcessInfo {
+                    node: self.nodes.name(node),
+                    process,
+                })
+                .collect();
+            effects.push(Effect::Reply(
+                listing.client,
+                Reply::Processes { list, silent },
+            ));
+        }
+    }
+
+    pub(super) fn signal_pid(
+        &mut self,
+        caller: &Caller,
+        pid: Pid,
+        signal: u8,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        if signal > MAX_SIGNAL {
+            return Err(Refusal::new(
+                format!("there is no signal {signal}"),
+                "see `kill -l`",
+            ));
+        }
+        let unknown = || {
+            Refusal::new(
+                format!("no process of the cluster has PID {pid}"),
+                "`wiglaf ps` shows the processes on all nodes",
+            )
+        };
+        if let Some(id) = self.task_by_pid(pid) {
+            let (job, _) = self.task(id).ok_or_else(unknown)?;
+            if job.credential.uid != caller.credential.uid && !self.is_admin(&caller.credential) {
+                return Err(not_yours(pid));
+            }
+            if signal != 0 {
+                self.signal_task(id, signal, SignalScope::Process, effects);
+            }
+            effects.push(Effect::Reply(caller.client, Reply::Done));
+            return Ok(());
+        }
+        let node = node_of_pid(pid)
+            .and_then(|id| self.nodes.get(id))
+            .filter(|node| node.presence == Presence::Connected)
+            .map(|node| node.id)
+            .ok_or_else(unknown)?;
+        let request = self.next_list;
+        self.next_list += 1;
+        self.signal_requests.insert(request, caller.client);
+        let uid = (!self.is_admin(&caller.credential)).then_some(caller.credential.uid);
+        effects.push(Effect::ToNode(
+            node,
+            ToAgent::SignalProcess {
+                request,
+                pid,
+                signal,
+                uid,
+            },
+        ));
+        Ok(())
+    }
+
+    pub(super) fn process_signalled(
+        &mut self,
+        request: u64,
+        errno: i32,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(client) = self.signal_requests.remove(&request) else {
+            return;
+        };
+        let reply = match errno {
+            0 => Reply::Done,
+            EPERM => refuse(Refusal::new(
+                "that process is not yours",
+                "only root may signal it",
+            )),
+            ESRCH => refuse(Refusal::new(
+                "no process of the cluster has that PID",
+                "`wiglaf ps` shows the processes on all nodes",
+            )),
+            other => refuse(Refusal::new(
+                format!("the node answered errno {other}"),
+                "try again",
+            )),
+        };
+        effects.push(Effect::Reply(client, reply));
+    }
+}
+
+fn not_yours(pid: Pid) -> Refusal {
+    Refusal::new(
+        format!("process {pid} is not yours"),
+        "only its owner and root may signal it",
+    )
+}
