@@ -2,8 +2,9 @@
 
 use std::os::fd::AsFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wiglaf_linux::namespace::{ForeignNamespace, Surroundings};
-use wiglaf_linux::peer::peer_groups;
+use wiglaf_linux::peer::{peer_groups, peer_pidfd};
 use wiglaf_linux::status::{StatusError, read_status, start_time};
 use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::Credential;
@@ -32,6 +33,9 @@ pub enum CallerError {
          cluster of the machine (`sudo wiglaf up`)"
     )]
     NotOurUser(u32),
+    /// It ended before it was looked at.
+    #[error("the caller has ended")]
+    Gone,
     /// It has given up rights that the remote process would have again.
     #[error(
         "a caller {0} is refused, because its remote process would be without that bond; run the \
@@ -79,6 +83,17 @@ pub fn identify(
         }
         if status.seccomp != 0 {
             return Err(CallerError::Bound("under seccomp"));
+        }
+    }
+    // All of the above was about the caller itself only if it still lives: its PID may be
+    // another's by now.
+    if let Some(pidfd) = peer_pidfd(socket)? {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now))? > 0 {
+            return Err(CallerError::Gone);
         }
     }
     let credential = Credential {
