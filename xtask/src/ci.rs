@@ -1,6 +1,5 @@
 //! `cargo xtask ci`: the steps in order, stopping at the first that fails.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,10 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::testing::{self, Totals};
-use crate::{arrows, binary, packages, run, sources};
-
-/// Built without optimisation: that takes a third of the time, and the tree is small.
-const CARGO_DENY_VERSION: &str = "0.20.2";
+use crate::{arrows, binary, packages, run, sources, tools};
 
 pub(crate) fn run() -> Result<()> {
     let metadata = MetadataCommand::new()
@@ -31,6 +27,9 @@ pub(crate) fn run() -> Result<()> {
     steps.run("clippy", clippy)?;
     steps.run("dependencies", || check_dependencies(&metadata))?;
     steps.run("release build", release_build)?;
+    steps.run("test tools", || {
+        tools::install(&metadata, "pjdfstest").map(|_| ())
+    })?;
     // The dev profile: optimising every test program costs more than the tests do.
     let totals = steps.run("tests", testing::run)?;
     steps.report(&totals);
@@ -52,16 +51,7 @@ fn clippy() -> Result<()> {
 /// Licences, sources and bans by deny.toml. Advisories are left out: they come over the
 /// network and would make yesterday's commit fail today.
 fn check_dependencies(metadata: &Metadata) -> Result<()> {
-    let tools = metadata.target_directory.join("tools");
-    let program = tools.join("bin/cargo-deny");
-    if !has_version(program.as_std_path()) {
-        run::check(
-            run::cargo()
-                .args(["install", "cargo-deny", "--quiet", "--locked", "--debug"])
-                .args(["--force", "--version", CARGO_DENY_VERSION])
-                .args(["--root", tools.as_str()]),
-        )?;
-    }
+    let program = tools::install(metadata, "cargo-deny")?;
     run::check(Command::new(&program).args([
         "check",
         "--hide-inclusion-graph",
@@ -69,12 +59,6 @@ fn check_dependencies(metadata: &Metadata) -> Result<()> {
         "licenses",
         "sources",
     ]))
-}
-
-fn has_version(program: &Path) -> bool {
-    program.exists()
-        && run::output(Command::new(program).arg("--version"))
-            .is_ok_and(|version| version.trim().ends_with(CARGO_DENY_VERSION))
 }
 
 fn release_build() -> Result<()> {

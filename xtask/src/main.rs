@@ -13,6 +13,7 @@ mod packages;
 mod run;
 mod sources;
 mod testing;
+mod tools;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Runs Wiglaf's development tasks")]

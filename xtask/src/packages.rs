@@ -8,12 +8,15 @@ use crate::run;
 
 /// Debian's names. The tests use the tools as a user of Wiglaf would.
 const PACKAGES: &[&str] = &[
+    "acl",
+    "e2fsprogs",
     "gcc",
     "git",
     "htop",
     "iproute2",
     "less",
     "libc6-dev",
+    "make",
     "procps",
     "python3",
     "util-linux",

@@ -72,6 +72,11 @@ impl CommandError {
         }
     }
 
+    /// What is wrong, and what to do.
+    pub(crate) fn into_words(self) -> (String, Option<String>) {
+        (self.message, self.hint)
+    }
+
     /// Prints it and gives the exit code.
     pub(crate) fn report(&self) -> u8 {
         eprintln!("wiglaf: {}", self.message);

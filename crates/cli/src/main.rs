@@ -26,7 +26,8 @@ Examples:
   wiglaf run -a -b cat /proc/loadavg on all nodes that are up, equal outputs once
   wiglaf run --tty -w n2 htop        a terminal on n2
   wiglaf ps                          the processes on all nodes; `wiglaf kill PID` signals one
-  wiglaf nodes                       the nodes and their states";
+  wiglaf nodes                       the nodes and their states
+  wiglaf doctor                      whether this machine can be a head, and what to do about it";
 
 /// Turns a pile of Linux machines into one computer: commands run on any node as if they ran here.
 #[derive(Parser)]
@@ -50,6 +51,8 @@ enum Command {
     Cp(commands::cp::Args),
     Nodes(commands::nodes::Args),
     Node(commands::node::Args),
+    View(commands::view::Args),
+    Doctor(commands::doctor::Args),
     Init(commands::init::Args),
     Head(commands::head::Args),
     #[command(hide = true)]
@@ -81,6 +84,8 @@ fn main() -> ExitCode {
         Command::Cp(args) => commands::cp::run(&args),
         Command::Nodes(args) => commands::nodes::run(&args),
         Command::Node(args) => commands::node::run(args),
+        Command::View(args) => commands::view::run(args),
+        Command::Doctor(args) => commands::doctor::run(&args),
         Command::Init(args) => commands::init::run(&args),
         Command::Head(args) => commands::head::run(&args),
         Command::Keeper(args) => commands::keeper::run(&args),

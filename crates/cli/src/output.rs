@@ -79,6 +79,15 @@ pub(crate) fn size(kib: u64) -> String {
     }
 }
 
+/// Bytes as people read them.
+pub(crate) fn bytes(bytes: u64) -> String {
+    if bytes < 1024 {
+        format!("{bytes}B")
+    } else {
+        size(bytes / 1024)
+    }
+}
+
 /// The user's name, or the number when the passwd file does not have it.
 pub(crate) fn user(uid: u32) -> String {
     name_of(uid, "/etc/passwd")
@@ -138,6 +147,10 @@ mod tests {
         assert_eq!(
             ["512K", "2.0M", "15M", "1.5G"].map(String::from),
             [size(512), size(2048), size(15 * 1024), size(1536 * 1024)]
+        );
+        assert_eq!(
+            ["0B", "1023B", "1K", "5.0G"].map(String::from),
+            [bytes(0), bytes(1023), bytes(2047), bytes(5 << 30)]
         );
     }
 }

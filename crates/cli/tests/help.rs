@@ -22,7 +22,7 @@ fn the_first_page() {
 fn every_command() {
     for name in [
         "demo", "up", "down", "run", "ps", "kill", "jobs", "wait", "logs", "cp", "nodes", "node",
-        "init", "head",
+        "view", "doctor", "init", "head",
     ] {
         insta::assert_snapshot!(name, help(&[name]));
     }
@@ -32,5 +32,12 @@ fn every_command() {
 fn every_action_on_nodes() {
     for name in ["show", "set", "drain", "resume", "token", "agent"] {
         insta::assert_snapshot!(format!("node-{name}"), help(&["node", name]));
+    }
+}
+
+#[test]
+fn every_action_on_views() {
+    for name in ["status", "check"] {
+        insta::assert_snapshot!(format!("view-{name}"), help(&["view", name]));
     }
 }

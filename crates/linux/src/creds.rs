@@ -77,6 +77,12 @@ fn low_half(result: isize) -> u32 {
 /// uids are the service's, so that the user can neither signal nor trace it; its file
 /// access is the user's and no more.
 ///
+/// Of the capabilities it keeps CAP_LEASE, if there is one, for
+/// [`is_open_for_writing`](crate::lease::is_open_for_writing). It gives no access: a lease is on a
+/// file that is open already. At worst it lets the process hold up somebody's `open` for
+/// `/proc/sys/fs/lease-break-time`. Root's deputy also keeps what root may do with files: there
+/// is one only if root has started something, and then the node is trusted as the head is.
+///
 /// Afterwards the process is undumpable: `/proc/self` belongs to root (`/proc/self/fd` stays
 /// usable for itself).
 pub fn become_deputy(
@@ -91,6 +97,7 @@ pub fn become_deputy(
         let result = unsafe { checked(libc::SYS_prctl, [int(option), argument, 0, 0, 0]) };
         step(what, result)
     };
+    let kept = capabilities()?.of_deputy(user_uid);
     for capability in 0..=LAST_CAPABILITY {
         match prctl("drop the bounding set", libc::PR_CAPBSET_DROP, capability) {
             // Above the last one that this kernel has.
@@ -116,16 +123,17 @@ pub fn become_deputy(
         checked(libc::SYS_setresuid, uids)
     })?;
     prctl("forget capabilities", libc::PR_SET_KEEPCAPS, 0)?;
-    set_capabilities(Capabilities::setids())?;
+    set_capabilities(kept.and_setids())?;
     set_fsgid(user_gid)?;
     set_fsuid(user_uid)?;
     let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL.cast_unsigned() as usize;
     prctl("clear the ambient set", libc::PR_CAP_AMBIENT, clear)?;
-    set_capabilities(Capabilities::default())?;
+    set_capabilities(kept)?;
     prctl("forbid new rights", libc::PR_SET_NO_NEW_PRIVS, 1)?;
     prctl("become undumpable", libc::PR_SET_DUMPABLE, 0)?;
 
-    verify(service_uid, service_gid, user_uid, user_gid, groups)
+    verify(service_uid, service_gid, user_uid, user_gid, groups)?;
+    expect(capabilities()? == kept, "set of capabilities")
 }
 
 fn verify(
@@ -158,17 +166,13 @@ fn verify(
     let mut wanted = groups.to_vec();
     found.sort_unstable();
     wanted.sort_unstable();
-    expect(found == wanted, "list of groups")?;
-    expect(
-        capabilities()? == Capabilities::default(),
-        "set of capabilities",
-    )
+    expect(found == wanted, "list of groups")
 }
 
 /// `struct __user_cap_data_struct`, twice 32 capabilities.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-struct Capabilities([CapabilityWords; 2]);
+pub(crate) struct Capabilities([CapabilityWords; 2]);
 
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -179,15 +183,34 @@ struct CapabilityWords {
 }
 
 impl Capabilities {
-    /// CAP_SETGID and CAP_SETUID.
-    fn setids() -> Capabilities {
-        const SETIDS: u32 = 1 << 6 | 1 << 7;
+    /// Whether a capability is in effect.
+    pub(crate) fn has(self, number: u32) -> bool {
+        let words = self.0.get(number as usize / 32);
+        words.is_some_and(|words| words.effective & 1 << (number % 32) != 0)
+    }
+
+    /// What a deputy of this user keeps in effect, so far as it is permitted.
+    fn of_deputy(self, uid: u32) -> Capabilities {
+        const LEASE: u32 = 1 << 28;
+        // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID (to make other
+        // users' files), LINUX_IMMUTABLE, SYS_ADMIN (trusted attributes) not, SYS_RESOURCE
+        // (blocks that are reserved for root), MKNOD, SETFCAP.
+        const OF_ROOT: u32 = 0b11111 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 24 | 1 << 27 | 1 << 31;
+        let wanted = if uid == 0 { LEASE | OF_ROOT } else { LEASE };
         let low = CapabilityWords {
-            effective: SETIDS,
-            permitted: SETIDS,
+            effective: self.0[0].permitted & wanted,
+            permitted: self.0[0].permitted & wanted,
             inheritable: 0,
         };
         Capabilities([low, CapabilityWords::default()])
+    }
+
+    /// With CAP_SETGID and CAP_SETUID.
+    fn and_setids(mut self) -> Capabilities {
+        const SETIDS: u32 = 1 << 6 | 1 << 7;
+        self.0[0].effective |= SETIDS;
+        self.0[0].permitted |= SETIDS;
+        self
     }
 }
 
@@ -202,7 +225,7 @@ const OURSELVES: CapabilityHeader = CapabilityHeader {
     pid: 0,
 };
 
-fn set_capabilities(sets: Capabilities) -> Result<(), CredsError> {
+pub(crate) fn set_capabilities(sets: Capabilities) -> Result<(), CredsError> {
     let header = OURSELVES;
     let args = [
         (&raw const header).expose_provenance(),
@@ -214,7 +237,7 @@ fn set_capabilities(sets: Capabilities) -> Result<(), CredsError> {
     })
 }
 
-fn capabilities() -> Result<Capabilities, CredsError> {
+pub(crate) fn capabilities() -> Result<Capabilities, CredsError> {
     let mut header = OURSELVES;
     let mut sets = Capabilities::default();
     let args = [

@@ -6,9 +6,14 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("Wiglaf runs on Linux only");
 
+pub mod acting;
 mod arch;
 pub mod creds;
+pub mod fanotify;
 pub mod ghost;
+pub mod handle;
+pub mod lease;
+pub mod lock;
 pub mod mount;
 pub mod namespace;
 pub mod peer;

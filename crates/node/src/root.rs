@@ -28,9 +28,10 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("dev/stderr", "/proc/self/fd/2"),
     ("dev/ptmx", "pts/ptmx"),
 ];
-/// Directories of `/` that a node which shows the head's files has of its own. Its `/tmp` is in
-/// its memory for now: what a task writes there other nodes and the head do not see.
-pub(crate) const OWN_DIRECTORIES: [&str; 5] = ["proc", "sys", "dev", "run", "tmp"];
+/// Directories of `/` that a node which shows the head's files has of its own.
+const OWN_DIRECTORIES: [&str; 4] = ["proc", "sys", "dev", "run"];
+/// The one that it has of its own only if that is wanted: programs hand files on in it.
+const TEMPORARY: &str = "tmp";
 /// What of the head's `/run` is files that programs name and not the state of its daemons:
 /// removable disks, and the system's own programs on NixOS.
 const SHARED_RUN: [&str; 5] = [
@@ -86,7 +87,73 @@ pub enum Files {
     /// From this machine's disk, which is the head's.
     Disk(TaskRoot),
     /// From the head's, by way of the view.
-    View,
+    View {
+        /// Whether `/tmp` is in the node's memory rather than the head's.
+        own_tmp: bool,
+    },
+}
+
+/// What a node has of its own, for the roots of all views: `/proc`, `/sys`, `/dev`, `/run`, and
+/// perhaps `/tmp`. Only the agent's process sees where they are kept.
+#[derive(Debug)]
+pub(crate) struct OwnDirectories {
+    at: PathBuf,
+    names: Vec<&'static str>,
+}
+
+impl OwnDirectories {
+    /// Makes them in memory. The process must have a mount namespace of its own.
+    pub(crate) fn make(own_tmp: bool) -> Result<OwnDirectories, RootError> {
+        keep_mounts_to_ourselves()?;
+        mount_tmpfs(STAGE, PRIVATE_DATA, c"mode=0755")?;
+        let at = Path::new(STAGE).join("own");
+        let mut names = OWN_DIRECTORIES.to_vec();
+        if own_tmp {
+            names.push(TEMPORARY);
+        }
+        let fill = || {
+            // A thread's own working directory and umask.
+            unshare(NamespaceFlags::FS).map_err(step("make a thread's own", STAGE))?;
+            rustix::process::umask(Mode::empty());
+            for directory in std::iter::once("").chain(names.iter().copied()) {
+                let path = at.join(directory);
+                make_directory(&path.to_string_lossy())?;
+            }
+            rustix::process::chdir(&at).map_err(step("enter", &at))?;
+            mount_proc("proc")?;
+            fill_dev()?;
+            mount_sys()?;
+            fill_run()?;
+            if own_tmp {
+                mount_tmpfs(TEMPORARY, PRIVATE_DATA, c"mode=1777")?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let worker = scope.spawn(fill);
+            worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        Ok(OwnDirectories { at, names })
+    }
+
+    /// Their names in `/`.
+    pub(crate) fn names(&self) -> &[&'static str] {
+        &self.names
+    }
+
+    /// Where the terminals are, as the agent sees them.
+    pub(crate) fn terminals(&self) -> PathBuf {
+        self.at.join("dev/pts")
+    }
+
+    /// A new directory for a view to be mounted on.
+    pub(crate) fn place(&self, name: &str) -> Result<PathBuf, RootError> {
+        let path = Path::new(STAGE).join(name);
+        make_directory(&path.to_string_lossy())?;
+        Ok(path)
+    }
 }
 
 impl TaskRoot {
@@ -97,14 +164,38 @@ impl TaskRoot {
     /// mounts or unmounts later appears and disappears here, and nothing done here shows there.
     /// (Where the head's mounts are private, as in many containers, later ones do not appear.)
     pub fn from_head_disk(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
-        in_own_thread(|| prepare(Path::new("/"), Path::new(STAGE), &Around::Disk { hidden }))
+        in_own_thread(|| prepare(hidden))
     }
 
-    /// A root around the directory `path`, on which the head's file system has been mounted
-    /// (the view), with the same directories of the node's own in it, and a `/tmp`.
-    pub fn from_mount(path: &Path) -> Result<TaskRoot, RootError> {
-        in_own_thread(|| prepare(path, path, &Around::Mount))
+    /// A root around the view that is mounted at `view`, with the node's own directories in it.
+    /// The view's requests must be answered meanwhile.
+    pub(crate) fn from_view(view: &Path, own: &OwnDirectories) -> Result<TaskRoot, RootError> {
+        in_own_thread(|| surround(view, own))
     }
+}
+
+fn surround(view: &Path, own: &OwnDirectories) -> Result<TaskRoot, RootError> {
+    unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
+    let root = rustix::fs::open(
+        view,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(step("open", view))?;
+    rustix::process::fchdir(&root).map_err(step("enter", view))?;
+    for name in &own.names {
+        mount_bind_recursive(own.at.join(name), *name).map_err(step("bind", name))?;
+    }
+    enter_for_good(&root)
+}
+
+fn enter_for_good(root: &OwnedFd) -> Result<TaskRoot, RootError> {
+    pivot_into(root.as_fd()).map_err(step("change to the new root", "/"))?;
+    let namespace = "/proc/thread-self/ns/mnt";
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mount_ns =
+        rustix::fs::open(namespace, flags, Mode::empty()).map_err(step("open", namespace))?;
+    Ok(TaskRoot { mount_ns })
 }
 
 /// Shows this process the process list of its own PID namespace at `/proc`. It must have a
@@ -130,52 +221,34 @@ fn in_own_thread(
     })
 }
 
-/// What the root is put together around.
-enum Around<'a> {
-    Disk { hidden: &'a [PathBuf] },
-    Mount,
-}
-
-fn prepare(source: &Path, stage: &Path, around: &Around<'_>) -> Result<TaskRoot, RootError> {
+fn prepare(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
     unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
     // The thread's own since the line above: the modes below are meant as they stand.
     rustix::process::umask(Mode::empty());
     keep_mounts_to_ourselves()?;
     // Now: the stage is going to cover what may lie below it. One that is not there needs no hiding.
-    let hidden: Vec<PathBuf> = match around {
-        Around::Disk { hidden } => (hidden.iter())
-            .filter_map(|directory| directory.canonicalize().ok())
-            .collect(),
-        Around::Mount => Vec::new(),
-    };
-    mount_bind_recursive(source, stage).map_err(step("bind", source))?;
+    let hidden: Vec<PathBuf> = (hidden.iter())
+        .filter_map(|directory| directory.canonicalize().ok())
+        .collect();
+    mount_bind_recursive("/", STAGE).map_err(step("bind", "/"))?;
     let root = rustix::fs::open(
-        stage,
+        STAGE,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map_err(step("open", stage))?;
-    rustix::process::fchdir(&root).map_err(step("enter", stage))?;
+    .map_err(step("open", STAGE))?;
+    rustix::process::fchdir(&root).map_err(step("enter", STAGE))?;
 
     // From here on relative paths are the new root's, absolute ones the old root's.
     mount_proc("proc")?;
     fill_dev()?;
     mount_sys()?;
     fill_run()?;
-    match around {
-        Around::Disk { .. } => share_run()?,
-        Around::Mount => mount_tmpfs("tmp", PRIVATE_DATA, c"mode=1777")?,
-    }
+    share_run()?;
     for directory in &hidden {
         hide(directory)?;
     }
-
-    pivot_into(root.as_fd()).map_err(step("change to the new root", "/"))?;
-    let namespace = "/proc/thread-self/ns/mnt";
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mount_ns =
-        rustix::fs::open(namespace, flags, Mode::empty()).map_err(step("open", namespace))?;
-    Ok(TaskRoot { mount_ns })
+    enter_for_good(&root)
 }
 
 fn keep_mounts_to_ourselves() -> Result<(), RootError> {

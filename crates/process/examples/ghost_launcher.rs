@@ -10,17 +10,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
-    socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags,
+    SocketType, socketpair,
 };
 use wiglaf_link::Channel;
 use wiglaf_linux::ghost::{GhostRequest, exec_ghost};
-use wiglaf_process::keeper::{self, KeeperConfig};
+use wiglaf_process::keeper::{self, KeeperConfig, Outfit};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
+use wiglaf_wire::id::{JobId, TaskId};
+use wiglaf_wire::marks::{Look, MAX_PACKET_BYTES, Marked};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -89,16 +90,46 @@ fn become_ghost(control: &OwnedFd, argv: &[CString]) -> Failure {
     Box::new(std::io::Error::from(exec_ghost(&request)))
 }
 
-/// A deputy that only says that it is there, on each channel that it is given.
-fn deputy(control: OwnedFd, _hidden: Vec<PathBuf>) -> ! {
+/// A deputy that only says that it is there, on each channel that it is given, and what it
+/// watches: as many tasks as file systems, in the job whose number is that of its question to the
+/// keeper.
+fn deputy(outfit: Outfit) -> ! {
     let mut channels: Vec<Channel<ToDeputy, FromDeputy>> = Vec::new();
-    while let Some(socket) = next_channel(&control) {
+    let mut number = 0;
+    while let Some(socket) = next_channel(&outfit.control) {
+        let mut watched = outfit
+            .marks
+            .as_ref()
+            .map_or(0, |marks| marks.file_systems.len());
+        if let Some(marks) = outfit.marks.as_ref().filter(|_| number > 0) {
+            watched = look(&marks.keeper, number).unwrap_or(0);
+        }
+        let tasks = (0..u32::try_from(watched).unwrap_or(0))
+            .map(|index| TaskId {
+                job: JobId(number),
+                index,
+            })
+            .collect();
+        number += 1;
         if let Ok(mut channel) = Channel::new(socket) {
-            let _ = channel.send(&FromDeputy::Ready { tasks: vec![] }, vec![]);
+            let _ = channel.send(&FromDeputy::Ready { tasks }, vec![]);
             channels.push(channel);
         }
     }
     std::process::exit(0)
+}
+
+/// Has the keeper look at the mount table again.
+fn look(keeper: &OwnedFd, number: u64) -> Result<usize, Failure> {
+    let packet = postcard::to_allocvec(&Look { number })?;
+    rustix::net::send(keeper, &packet, SendFlags::empty())?;
+    let mut packet = vec![0; MAX_PACKET_BYTES];
+    let (length, _) = rustix::net::recv(keeper, &mut packet[..], RecvFlags::empty())?;
+    let marked: Marked = postcard::from_bytes(&packet[..length])?;
+    if marked.number != number {
+        return Err("an answer to something else".into());
+    }
+    Ok(marked.file_systems.len())
 }
 
 fn next_channel(control: &OwnedFd) -> Option<OwnedFd> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use scene::{A_WHILE, ORDINARY_UID, PATIENCE, Scene, is_root, next_of};
 use wiglaf_link::Channel;
+use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_linux::{process, status};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::DeputyId;
@@ -372,8 +373,9 @@ fn deputies_have_only_their_own() {
     }
     let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(title.starts_with("wiglaf: deputy "), "{title:?}");
-    // Its control socket and its channel; nothing of the keeper's. (What the test itself
-    // inherited does not count.)
+    // Its control socket and its channel, and if it watches, its group and the way to have more
+    // marked; nothing of the keeper's. (What the test itself inherited does not count.)
+    let watches = is_root() && Group::new(Queue::Unlimited).is_ok();
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let fds: Vec<_> = links
         .map(|fd| {
@@ -385,13 +387,17 @@ fn deputies_have_only_their_own() {
         .collect();
     assert_eq!(
         fds.iter().filter(|fd| fd.starts_with("socket")).count(),
-        2,
+        2 + usize::from(watches),
         "{fds:?}"
     );
-    assert!(
-        !fds.iter().any(|fd| fd.starts_with("anon_inode")),
-        "{fds:?}"
-    );
+    let anonymous: Vec<_> = fds
+        .iter()
+        .filter(|fd| fd.starts_with("anon_inode"))
+        .collect();
+    match watches {
+        true => assert_eq!(anonymous, ["anon_inode:[fanotify]"]),
+        false => assert!(anonymous.is_empty(), "{fds:?}"),
+    }
 
     // A restarted head has a channel of its own.
     scene.reconnect();
@@ -416,6 +422,36 @@ fn deputies_have_only_their_own() {
     scene.finish(ghost, GhostEnd::Exit(0));
     scene.expect(&FromKeeper::Gone { task: ghost });
     assert!(parent.wait().unwrap().success());
+}
+
+#[test]
+fn a_deputy_watches_and_has_the_keeper_look_again() {
+    if !is_root() {
+        return println!("SKIPPED: not root");
+    }
+    if let Err(errno) = Group::new(Queue::Unlimited) {
+        return println!("SKIPPED: no fanotify group can be made: {errno}");
+    }
+    let mut scene = Scene::new(None);
+    scene.send(&start_deputy());
+    assert_eq!(watching_deputy_channel(&mut scene), Some(0));
+    // Each new channel is the stand-in's reason to ask once more.
+    for number in 1..20 {
+        scene.reconnect();
+        let inventory = scene.next();
+        assert!(matches!(inventory, FromKeeper::Inventory { .. }));
+        assert_eq!(watching_deputy_channel(&mut scene), Some(number));
+    }
+    // The forks that looked have been reaped.
+    let keeper = scene.keeper_pid();
+    eventually("only the deputy is left", || {
+        let children = format!("/proc/{keeper}/task/{keeper}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        children.split_whitespace().count() == 1
+    });
+    // A deputy has the right to ask whether a file is being written, and no other.
+    let status = std::fs::read_to_string(format!("/proc/{}/status", only_child(keeper))).unwrap();
+    assert!(status.contains("CapEff:\t0000000010000000\n"), "{status}");
 }
 
 #[test]
@@ -452,8 +488,22 @@ fn deputy_channel(scene: &mut Scene) -> Channel<FromDeputy, ToDeputy> {
     let socket = scene.head.descriptors().take().unwrap();
     let mut channel = Channel::new(socket).unwrap();
     let ready = next_of(&mut channel, PATIENCE).unwrap();
-    assert_eq!(ready, FromDeputy::Ready { tasks: vec![] });
+    assert!(matches!(ready, FromDeputy::Ready { .. }), "{ready:?}");
     channel
+}
+
+/// A deputy's channel, with the number of its question about the mount table, if it had an
+/// answer.
+fn watching_deputy_channel(scene: &mut Scene) -> Option<u64> {
+    scene.expect(&FromKeeper::Deputy {
+        deputy: DeputyId(5),
+    });
+    let socket = scene.head.descriptors().take().unwrap();
+    let mut channel: Channel<FromDeputy, ToDeputy> = Channel::new(socket).unwrap();
+    let FromDeputy::Ready { tasks } = next_of(&mut channel, PATIENCE).unwrap() else {
+        panic!("the first message is Ready");
+    };
+    tasks.first().map(|task| task.job.0)
 }
 
 fn only_child(pid: i32) -> i32 {

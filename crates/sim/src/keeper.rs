@@ -459,7 +459,10 @@ impl World {
             ToDeputy::Detach { task } => {
                 found.attached.remove(&task);
             }
-            ToDeputy::Identity { .. } | ToDeputy::Link | ToDeputy::WindowChanged { .. } => {}
+            ToDeputy::Identity { .. }
+            | ToDeputy::Link
+            | ToDeputy::AllowCheck { .. }
+            | ToDeputy::WindowChanged { .. } => {}
         }
     }
 

@@ -336,6 +336,23 @@ impl World {
             Effect::SignalProcess { request, .. } => {
                 self.agent_says(node, FromAgent::Signalled { request, errno: 0 });
             }
+            // The simulated nodes see no files.
+            Effect::ListViews { request } => {
+                let list = FromAgent::Views {
+                    request,
+                    list: vec![],
+                    last: true,
+                };
+                self.agent_says(node, list);
+            }
+            Effect::CheckViews { request, .. } => {
+                let list = FromAgent::ViewsChecked {
+                    request,
+                    list: vec![],
+                    last: true,
+                };
+                self.agent_says(node, list);
+            }
             Effect::Exit { .. } => self.crash_agent(node, false),
         }
     }

@@ -1,15 +1,16 @@
-//! The head's file system on a node: read-only for now, right within a second.
+//! The head's file system on a node.
 //!
-//! [`export`] is the head's end and runs in a deputy; [`mount`] is the node's. Neither knows how
-//! questions travel, what a task is, or which credential a deputy has.
+//! [`export`] is the head's end and runs in a deputy, with [`watch`] to learn of changes;
+//! [`session`] is the node's, pure, and [`mount`] carries it. Neither knows how questions travel,
+//! what a task is, or which credential a deputy has.
 
 #![forbid(unsafe_code)]
 
 pub mod export;
-mod fuse;
 pub mod mount;
-mod routes;
-mod table;
+pub mod session;
+pub mod watch;
 
 pub use export::{Export, ExportError};
-pub use mount::{Answer, Ask, View, ViewError, ViewMount, check_device};
+pub use mount::{Outcome, ViewError, ViewMount, Witness, check_device};
+pub use session::{Bounds, Statistics};

@@ -6,9 +6,12 @@ use serde::{Deserialize, Serialize};
 use crate::id::{DeputyId, Incarnation, NodeId, Pid, TaskId};
 use crate::launch::{Credential, LaunchSpec};
 use crate::status::{Status, Usage};
+use crate::view::{ViewCheck, ViewState};
 
 /// Most processes in one [`FromAgent::Processes`] message; a longer list comes in several.
 pub const MAX_PROCESSES_PER_MESSAGE: usize = 2048;
+/// Most views in one [`FromAgent::Views`] message; a longer list comes in several.
+pub const MAX_VIEWS_PER_MESSAGE: usize = 2048;
 
 /// What an agent knows of its machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +131,24 @@ pub enum FromAgent {
         /// 0 or an errno.
         errno: i32,
     },
+    /// Answer to [`ToAgent::ListViews`].
+    Views {
+        /// The request's.
+        request: u64,
+        /// Part of the list.
+        list: Vec<ViewState>,
+        /// No further part comes.
+        last: bool,
+    },
+    /// Answer to [`ToAgent::CheckViews`].
+    ViewsChecked {
+        /// The request's.
+        request: u64,
+        /// What has been compared since the part before.
+        list: Vec<ViewCheck>,
+        /// No further part comes.
+        last: bool,
+    },
     /// The last message: the agent ends, and none of its tasks lives any more.
     Leaving,
 }
@@ -211,6 +232,18 @@ pub enum ToAgent {
         /// The signal's number.
         signal: u8,
         /// Only processes of this user, unless `None` (root and the admin group).
+        uid: Option<u32>,
+    },
+    /// Asks what the node's views have done and know.
+    ListViews {
+        /// Comes back in the answer.
+        request: u64,
+    },
+    /// Has views compare what they believe with the truth.
+    CheckViews {
+        /// Comes back in the answers.
+        request: u64,
+        /// Only those of this user, unless `None` (root and the admin group).
         uid: Option<u32>,
     },
     /// Kills all tasks and ends the agent.

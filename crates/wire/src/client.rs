@@ -8,6 +8,7 @@ use crate::id::{JobId, NodeId, Pid, TaskId};
 use crate::keeper::GhostMode;
 use crate::launch::LaunchSpec;
 use crate::status::{Status, Usage};
+use crate::view::{ViewCheck, ViewState};
 
 /// Most tasks in one job.
 pub const MAX_TASKS_PER_JOB: u32 = 65_536;
@@ -48,6 +49,16 @@ pub enum Request {
     },
     /// All processes of all tasks.
     Processes,
+    /// The nodes' views: the caller's own, or all for root and the administrators.
+    Views {
+        /// Node set; `None` is all that are connected.
+        nodes: Option<String>,
+    },
+    /// Has those views compare what they believe with the truth.
+    CheckViews {
+        /// Node set; `None` is all that are connected.
+        nodes: Option<String>,
+    },
     /// Signals a process: a ghost's PID or that of a descendant.
     Signal {
         /// PID.
@@ -252,6 +263,24 @@ pub struct ProcessInfo {
     pub process: Process,
 }
 
+/// A view of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewInfo {
+    /// Node's name.
+    pub node: String,
+    /// The view.
+    pub view: ViewState,
+}
+
+/// A node's comparison of its views with the truth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCheck {
+    /// Node's name.
+    pub node: String,
+    /// One for each of its views; a node that has none has nothing to compare.
+    pub views: Vec<ViewCheck>,
+}
+
 /// Head → command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -288,6 +317,20 @@ pub enum Reply {
         /// The processes.
         list: Vec<ProcessInfo>,
         /// Nodes that did not answer.
+        silent: Vec<String>,
+    },
+    /// Answer to [`Request::Views`].
+    Views {
+        /// The views.
+        list: Vec<ViewInfo>,
+        /// Nodes that did not answer.
+        silent: Vec<String>,
+    },
+    /// Answer to [`Request::CheckViews`].
+    ViewsChecked {
+        /// Nodes that answered.
+        list: Vec<NodeCheck>,
+        /// Nodes that did not.
         silent: Vec<String>,
     },
     /// Answer to [`Request::Jobs`].

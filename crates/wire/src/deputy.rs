@@ -43,6 +43,14 @@ pub enum ToDeputy {
         /// The task.
         task: TaskId,
     },
+    /// The user has a node's view compared with the truth: for a while the node may ask for
+    /// attributes and names even if it runs nothing of the user's (S3).
+    AllowCheck {
+        /// The node.
+        node: NodeId,
+        /// For how long.
+        for_ms: u64,
+    },
     /// The user's terminal may have changed its size: look, and tell the agent.
     WindowChanged {
         /// The task.

@@ -10,9 +10,11 @@ pub mod frame;
 pub mod id;
 pub mod keeper;
 pub mod launch;
+pub mod marks;
 pub mod nodeset;
 pub mod status;
 pub mod stream;
+pub mod view;
 
 /// Version of every conversation in this crate. Both ends must be equal: nodes fetch the head's
 /// binary rather than speak an older protocol.

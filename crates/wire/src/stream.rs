@@ -1,4 +1,5 @@
-//! Deputy ↔ agent: the stdio of tasks, over one TLS link per deputy and node.
+//! Deputy ↔ agent: the stdio of tasks, over one TLS link per deputy and node, and beside it the
+//! conversation of the [view](crate::view).
 //!
 //! Data frames carry the bytes; these messages carry everything about them. Offsets count from
 //! the stream's first byte, so both ends always agree on what has arrived.
@@ -96,144 +97,28 @@ pub enum Relay {
         /// New size.
         window: WindowSize,
     },
-    /// Deputy → agent: the answer to a question of the view.
-    View(crate::stream::ViewAnswer),
     /// Agent → deputy: a question of the view.
-    Ask(crate::stream::ViewQuestion),
-}
-
-/// Longest read of the view in one message.
-pub const MAX_VIEW_READ_BYTES: u32 = 1 << 20;
-/// Most directory entries in one answer.
-pub const MAX_VIEW_ENTRIES: usize = 4096;
-
-/// A question of the view (read-only for now): by numbers of the deputy's own table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewQuestion {
-    /// Comes back in the answer.
-    pub id: u64,
-    /// What is asked.
-    pub what: ViewAsk,
-}
-
-/// What the view asks. `node` numbers are of the deputy's table; 1 is the head's `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ViewAsk {
-    /// Find a name in a directory.
-    Lookup {
-        /// Directory.
-        parent: u64,
-        /// Name in it.
-        name: Vec<u8>,
-    },
-    /// Attributes.
-    Attributes {
-        /// The file.
-        node: u64,
-    },
-    /// A symbolic link's text.
-    ReadLink {
-        /// The link.
-        node: u64,
-    },
-    /// Names in a directory, from `offset` on.
-    ReadDirectory {
-        /// The directory.
-        node: u64,
-        /// 0, or the last answer's last `next`.
-        offset: u64,
-    },
-    /// Bytes of a regular file.
-    Read {
-        /// The file.
-        node: u64,
-        /// First byte.
-        offset: u64,
-        /// At most [`MAX_VIEW_READ_BYTES`].
-        length: u32,
-    },
-    /// The node forgets this number after `count` lookups of it.
-    Forget {
-        /// The file.
-        node: u64,
-        /// How many lookups are given back.
-        count: u64,
-    },
-}
-
-/// Answer to one question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewAnswer {
-    /// The question's.
-    pub id: u64,
-    /// The answer, or an errno.
-    pub result: Result<ViewReply, i32>,
-}
-
-/// What the view is told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ViewReply {
-    /// For `Lookup` and `Attributes`.
-    Attributes(ViewAttributes),
-    /// For `ReadLink`.
-    Link(Vec<u8>),
-    /// For `ReadDirectory`; empty at the end.
-    Entries(Vec<ViewEntry>),
-    /// For `Read`; shorter than asked only at the end of the file.
-    Data(#[serde(with = "whole")] Vec<u8>),
-}
-
-/// A file's attributes on the head.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewAttributes {
-    /// Number in the deputy's table.
-    pub node: u64,
-    /// Inode number on the head.
-    pub ino: u64,
-    /// Type and permissions, as `st_mode`.
-    pub mode: u32,
-    /// Hard links.
-    pub links: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Bytes.
-    pub size: u64,
-    /// Blocks of 512 bytes.
-    pub blocks: u64,
-    /// Device number, for device files.
-    pub rdev: u64,
-    /// Access, modification and change time: seconds and nanoseconds.
-    pub times: [(i64, u32); 3],
-}
-
-/// One name in a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ViewEntry {
-    /// The name.
-    pub name: Vec<u8>,
-    /// Inode number on the head.
-    pub ino: u64,
-    /// `DT_*` of `readdir(3)`.
-    pub kind: u8,
-    /// Where the listing goes on after this entry.
-    pub next: u64,
+    Ask(crate::view::Question),
+    /// Deputy → agent: the answer to a question of the view.
+    Answer(crate::view::Answer),
+    /// Deputy → agent: what was told of the view and is not so any more, at most
+    /// [`MAX_CHANGES`](crate::view::MAX_CHANGES).
+    Changed(Vec<crate::view::Change>),
 }
 
 /// Bytes copied at once rather than one by one, which is what serde does to a vector. The
 /// encoding is the same.
-mod whole {
+pub(crate) mod whole {
     use std::fmt;
 
     use serde::de::{Deserializer, Error, Visitor};
     use serde::ser::Serializer;
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         from.deserialize_byte_buf(Bytes)
     }
 
@@ -259,14 +144,35 @@ mod whole {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::{MAX_FRAME_BYTES, put_message};
+    use crate::view::{Ask, Content, HandleId, MAX_DATA_BYTES, Question};
 
     #[test]
-    fn data_are_encoded_as_any_vector_is() {
+    fn bytes_are_encoded_as_any_vector_is() {
         let bytes: Vec<u8> = (0..=255).collect();
-        let reply = ViewReply::Data(bytes.clone());
-        let encoded = postcard::to_allocvec(&reply).unwrap();
-        assert_eq!(encoded[1..], postcard::to_allocvec(&bytes).unwrap());
-        assert_eq!(postcard::from_bytes::<ViewReply>(&encoded).unwrap(), reply);
-        assert!(postcard::from_bytes::<ViewReply>(&encoded[..200]).is_err());
+        let content = Content(bytes.clone());
+        let encoded = postcard::to_allocvec(&content).unwrap();
+        assert_eq!(encoded, postcard::to_allocvec(&bytes).unwrap());
+        assert_eq!(postcard::from_bytes::<Content>(&encoded).unwrap(), content);
+        assert!(postcard::from_bytes::<Content>(&encoded[..200]).is_err());
+    }
+
+    #[test]
+    fn the_longest_write_fits_into_a_frame() {
+        let data = vec![0; usize::try_from(MAX_DATA_BYTES).unwrap()];
+        let question = Question {
+            id: u64::MAX,
+            uid: 0,
+            gid: 0,
+            what: Ask::Write {
+                handle: HandleId(u64::MAX),
+                offset: u64::MAX,
+                data,
+                drop_privileges: true,
+            },
+        };
+        let mut frame = Vec::new();
+        put_message(&mut frame, &Relay::Ask(question)).unwrap();
+        assert!(frame.len() <= MAX_FRAME_BYTES);
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod cp;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod head;
 pub(crate) mod init;
@@ -15,4 +16,5 @@ pub(crate) mod ps;
 pub(crate) mod rack;
 pub(crate) mod run;
 pub(crate) mod up;
+pub(crate) mod view;
 pub(crate) mod wait;

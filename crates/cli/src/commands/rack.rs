@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wiglaf_head::config::Layout;
+use wiglaf_node::rack::VirtualFiles;
 use wiglaf_node::rack::hold::{Hold, hold};
 
 use crate::CommandResult;
@@ -19,9 +20,12 @@ pub(crate) struct Args {
     /// How many
     #[arg(long)]
     nodes: u32,
-    /// Through the view
+    /// From this machine's disk, not through the view
     #[arg(long)]
-    view: bool,
+    disk: bool,
+    /// With a /tmp for each node
+    #[arg(long)]
+    own_tmp: bool,
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
@@ -35,7 +39,13 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         names: (1..=args.nodes)
             .map(|number| format!("n{number}"))
             .collect(),
-        through_view: args.view,
+        files: if args.disk {
+            VirtualFiles::Disk
+        } else {
+            VirtualFiles::View {
+                own_tmp: args.own_tmp,
+            }
+        },
         hidden: vec![layout.run.clone(), layout.state.clone()],
     };
     // A head that dies is started again: nothing that runs depends on it.

@@ -26,9 +26,20 @@ pub(crate) struct Args {
     /// How many nodes
     #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VIRTUAL_NODES)))]
     nodes: u32,
-    /// Let tasks see files through the read-only view of network-booted nodes, not this disk
+    /// How tasks come to this machine's files
+    #[arg(long, value_enum, value_name = "HOW")]
+    files: Option<Files>,
+    /// Give each node a /tmp of its own instead of this machine's
     #[arg(long)]
-    view: bool,
+    own_tmp: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Files {
+    /// As other machines do, over the network (what is used if nothing is said)
+    View,
+    /// By this machine's kernel
+    Disk,
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
@@ -43,8 +54,23 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     }
     let count = args.nodes.to_string();
     let mut options = vec!["--nodes", &count];
-    if args.view {
-        options.push("--view");
+    match (args.files, wiglaf_view::check_device()) {
+        (Some(Files::Disk), _) => options.push("--disk"),
+        (_, Ok(())) => {}
+        (Some(Files::View), Err(error)) => return Err(CommandError::new(error.to_string())),
+        (None, Err(error)) => {
+            options.push("--disk");
+            use std::io::Write;
+            // Nobody to tell is no reason to fail.
+            let _ = writeln!(
+                std::io::stderr(),
+                "wiglaf: {error}\nwiglaf: the nodes read this machine's disk by its kernel \
+                 instead, which `--files disk` asks for"
+            );
+        }
+    }
+    if args.own_tmp {
+        options.push("--own-tmp");
     }
     let mut rack = daemons::spawn(&layout, "rack", &options)?;
     let started = Instant::now();

@@ -9,7 +9,9 @@
 
 mod bproc;
 mod cluster;
+mod examine;
 mod failures;
+mod files;
 mod jobs;
 mod machines;
 mod run;

@@ -28,7 +28,7 @@ fn start(nodes: u32) -> Option<Cluster> {
         return None;
     }
     let cluster = Cluster::prepare(User::Root);
-    cluster.ok(&["up", "--view", "-n", &nodes.to_string()]);
+    cluster.ok(&["up", "-n", &nodes.to_string()]);
     Some(cluster)
 }
 
@@ -149,7 +149,7 @@ fn s4_the_clusters_own_directories_do_not_exist_on_nodes() {
         .unwrap();
     let _ = fs::remove_dir(&cluster.dir);
     cluster.dir.clone_from(&shared);
-    cluster.ok(&["up", "--view", "-n", "1"]);
+    cluster.ok(&["up", "-n", "1"]);
     let shown = cluster.ok(&["run", "-w", "n1", "ls", "-a", &shared.display().to_string()]);
     assert_eq!(shown, ".\n..\n");
     let secrets = format!("{}/state/head.sqlite", shared.display());

@@ -2,18 +2,21 @@
 //! simulator can run it against lost messages and crashes of either side.
 //!
 //! `tasks` holds the life of a task, `nodes` membership and fencing, `requests` what commands ask,
-//! `processes` what they ask of the processes on all nodes.
+//! `processes` what they ask of the processes on all nodes and `views` of the views there, both by
+//! way of `lists`.
 
+mod lists;
 mod nodes;
 mod processes;
 mod requests;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use wiglaf_wire::agent::{FromAgent, Process, ToAgent};
+use wiglaf_wire::agent::{FromAgent, ToAgent};
 use wiglaf_wire::client::{JobInfo, Reply, Request, RunRequest};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, Pid, TaskId};
@@ -22,6 +25,7 @@ use wiglaf_wire::launch::Credential;
 
 use crate::jobs::{Caller, ClientId, Job};
 use crate::node_table::{Node, NodeTable};
+use lists::Listing;
 
 /// How the cluster is run.
 #[derive(Clone, Debug)]
@@ -51,7 +55,7 @@ impl Default for Policy {
     }
 }
 
-/// How long `ps` waits for a node's list.
+/// How long `ps` and `view status` wait for a node's list.
 const LIST_WAIT_MS: u64 = 2_000;
 /// How long a restarted head waits for a command that was in the middle of a launch.
 const RESUME_WAIT_MS: u64 = 10_000;
@@ -170,17 +174,6 @@ struct Waiting {
     caller: Caller,
     request: RunRequest,
     told: bool,
-}
-
-/// A `ps` that is under way.
-#[derive(Debug)]
-struct Listing {
-    client: ClientId,
-    awaited: Vec<NodeId>,
-    /// Lost while they were awaited.
-    silent: Vec<NodeId>,
-    found: Vec<(NodeId, Process)>,
-    deadline_ms: u64,
 }
 
 impl Reactor {

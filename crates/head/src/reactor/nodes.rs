@@ -6,6 +6,7 @@ use wiglaf_wire::id::{Incarnation, NodeId};
 use wiglaf_wire::keeper::ToKeeper;
 use wiglaf_wire::status::{Status, Usage};
 
+use super::lists::Part;
 use super::{Effect, RETURN_WAIT_MS, Reactor};
 use crate::jobs::Phase;
 use crate::node_table::{Node, Presence, pid_block};
@@ -250,7 +251,21 @@ impl Reactor {
                 list,
                 last,
             } => {
-                self.listed(id, request, list, last, effects);
+                self.listed(id, request, Part::Processes(list), last, effects);
+            }
+            FromAgent::Views {
+                request,
+                list,
+                last,
+            } => {
+                self.listed(id, request, Part::Views(list), last, effects);
+            }
+            FromAgent::ViewsChecked {
+                request,
+                list,
+                last,
+            } => {
+                self.listed(id, request, Part::Checks(list), last, effects);
             }
             FromAgent::Signalled { request, errno } => {
                 self.process_signalled(request, errno, effects);

@@ -1,11 +1,12 @@
 //! Processes of all nodes: their lists and signals to them, as commands ask.
 
-use wiglaf_wire::agent::{Process, SignalScope, ToAgent};
-use wiglaf_wire::client::{ProcessInfo, Reply};
-use wiglaf_wire::id::{NodeId, Pid};
+use wiglaf_wire::agent::{SignalScope, ToAgent};
+use wiglaf_wire::client::Reply;
+use wiglaf_wire::id::Pid;
 
+use super::lists::Found;
 use super::requests::refuse;
-use super::{Effect, LIST_WAIT_MS, Listing, Reactor};
+use super::{Effect, LIST_WAIT_MS, Reactor};
 use crate::jobs::{Caller, ClientId};
 use crate::node_table::{Presence, node_of_pid};
 use crate::placement::Refusal;
@@ -17,101 +18,16 @@ const EPERM: i32 = 1;
 const ESRCH: i32 = 3;
 
 impl Reactor {
-    pub(super) fn start_listing(
+    pub(super) fn list_processes(
         &mut self,
         now_ms: u64,
         client: ClientId,
         effects: &mut Vec<Effect>,
     ) {
-        let request = self.next_list;
-        self.next_list += 1;
-        let awaited: Vec<_> = self
-            .nodes
-            .iter()
-            .filter(|node| node.presence == Presence::Connected)
-            .map(|node| node.id)
-            .collect();
-        for node in &awaited {
-            effects.push(Effect::ToNode(*node, ToAgent::ListProcesses { request }));
-        }
-        let deadline_ms = now_ms + LIST_WAIT_MS;
-        self.lists.insert(
-            request,
-            Listing {
-                client,
-                awaited,
-                silent: Vec::new(),
-                found: Vec::new(),
-                deadline_ms,
-            },
-        );
-        self.check_lists(now_ms, effects);
-    }
-
-    pub(super) fn listed(
-        &mut self,
-        node: NodeId,
-        request: u64,
-        processes: Vec<Process>,
-        last: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(list) = self.lists.get_mut(&request) else {
-            return;
-        };
-        if !list.awaited.contains(&node) {
-            return;
-        }
-        list.found
-            .extend(processes.into_iter().map(|process| (node, process)));
-        if last {
-            list.awaited.retain(|awaited| *awaited != node);
-        }
-        self.check_lists(0, effects);
-    }
-
-    /// A node that was lost answers no list.
-    pub(super) fn answer_for_silent(
-        &mut self,
-        now_ms: u64,
-        node: NodeId,
-        effects: &mut Vec<Effect>,
-    ) {
-        for list in self.lists.values_mut() {
-            if list.awaited.contains(&node) {
-                list.awaited.retain(|awaited| *awaited != node);
-                list.silent.push(node);
-            }
-        }
-        self.check_lists(now_ms, effects);
-    }
-
-    pub(super) fn check_lists(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let done: Vec<_> = self
-            .lists
-            .iter()
-            .filter(|(_, list)| list.awaited.is_empty() || list.deadline_ms <= now_ms)
-            .map(|(request, _)| *request)
-            .collect();
-        for request in done {
-            let Some(listing) = self.lists.remove(&request) else {
-                continue;
-            };
-            let unheard = listing.silent.iter().chain(&listing.awaited);
-            let silent = unheard.map(|node| self.nodes.name(*node)).collect();
-            let list = listing
-                .found
-                .into_iter()
-                .map(|(node, process)| ProcessInfo {
-                    node: self.nodes.name(node),
-                    process,
-                })
-                .collect();
-            effects.push(Effect::Reply(
-                listing.client,
-                Reply::Processes { list, silent },
-            ));
-        }
+        let nodes = self.connected_nodes();
+        let found = Found::Processes(Vec::new());
+        let ask = |request| ToAgent::ListProcesses { request };
+        self.start_list(now_ms, (client, LIST_WAIT_MS), nodes, found, ask, effects);
     }
 
     pub(super) fn signal_pid(

@@ -48,9 +48,11 @@ impl Reactor {
                 self.set_nodes(&caller, &nodes, &change, effects)
             }
             Request::Processes => {
-                self.start_listing(now_ms, client, effects);
+                self.list_processes(now_ms, client, effects);
                 Ok(())
             }
+            Request::Views { nodes } => self.list_views(now_ms, &caller, nodes, effects),
+            Request::CheckViews { nodes } => self.check_views(now_ms, &caller, nodes, effects),
             Request::Signal { pid, signal } => self.signal_pid(&caller, pid, signal, effects),
             Request::Jobs => {
                 let running = self

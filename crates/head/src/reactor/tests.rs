@@ -9,6 +9,9 @@ use wiglaf_wire::launch::{Credential, LaunchSpec, StdioKind, WindowSize};
 use wiglaf_wire::status::{Status, Usage};
 
 use super::{Effect, Event, Policy, Reactor};
+
+mod views;
+
 use crate::jobs::{Caller, ClientId};
 use crate::node_table::NodeTable;
 

@@ -4,8 +4,10 @@ use crate::runner::{Needs, Test};
 use rustix::io::Errno;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{PermissionsExt, chown};
 use wiglaf_linux::creds::{CredsError, become_deputy, fsgid, fsuid};
+use wiglaf_linux::lease::is_open_for_writing;
 use wiglaf_linux::process::{self, ChildState, ExitStatus, Fork};
 use wiglaf_linux::status::read_status;
 
@@ -24,6 +26,11 @@ pub(crate) const TESTS: &[Test] = &[
         name: "creds::only_root_can_make_one",
         needs: Needs::Root,
         run: only_root_can_make_one,
+    },
+    Test {
+        name: "creds::a_deputy_sees_writers_of_others_files",
+        needs: Needs::Root,
+        run: a_deputy_sees_writers_of_others_files,
     },
 ];
 
@@ -57,11 +64,15 @@ fn files_with_the_users_rights() {
         assert_eq!(status.groups, [EXTRA]);
         assert!(status.no_new_privs);
         let text = fs::read_to_string("/proc/self/status").expect("our status");
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert!(
-                text.contains(&format!("{set}:\t0000000000000000\n")),
-                "{text}"
-            );
+        // CAP_LEASE and nothing else.
+        for (set, what) in [
+            ("CapInh", "0000000000000000"),
+            ("CapPrm", "0000000010000000"),
+            ("CapEff", "0000000010000000"),
+            ("CapBnd", "0000000000000000"),
+            ("CapAmb", "0000000000000000"),
+        ] {
+            assert!(text.contains(&format!("{set}:\t{what}\n")), "{text}");
         }
         for name in ["user's", "group's", "extra"] {
             assert_eq!(fs::read_to_string(path(name)).expect("allowed"), name);
@@ -134,4 +145,31 @@ fn only_root_can_make_one() {
             ..
         })
     ));
+}
+
+fn a_deputy_sees_writers_of_others_files() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).expect("chmod");
+    let path = directory.path().join("root's");
+    fs::write(&path, "x").expect("a file");
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("chmod");
+    let writer = File::options().append(true).open(&path).expect("a writer");
+    let Fork::Parent { pid, .. } = process::fork().expect("fork") else {
+        become_deputy(SERVICE, SERVICE, USER, GROUP, &[]).expect("a deputy");
+        let file = File::open(&path).expect("everybody may read");
+        assert_eq!(is_open_for_writing(file.as_fd()), Ok(true));
+        // The fork has it too.
+        drop(writer);
+        std::process::exit(0);
+    };
+    ended_well(pid);
+    drop(writer);
+    let Fork::Parent { pid, .. } = process::fork().expect("fork") else {
+        become_deputy(SERVICE, SERVICE, USER, GROUP, &[]).expect("a deputy");
+        let file = File::open(&path).expect("everybody may read");
+        assert_eq!(is_open_for_writing(file.as_fd()), Ok(false));
+        assert!(File::options().append(true).open(&path).is_err());
+        std::process::exit(0);
+    };
+    ended_well(pid);
 }

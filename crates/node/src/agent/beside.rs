@@ -112,7 +112,7 @@ fn try_be_agent(
         head,
         trust: Trust::Token(token),
         name,
-        files: Files::View,
+        files: Files::View { own_tmp: false },
         address,
         rootless: false,
     };

@@ -157,6 +157,12 @@ impl Core {
             Event::TaskGone { task, leftovers } => self.gone(now_ms, task, leftovers, effects),
             Event::Drained { task } => self.drained(task, effects),
             Event::RelayLost { task, reason } => self.relay_lost(task, &reason, effects),
+            Event::FilesLost { task, reason } => {
+                if let Some(task) = self.tasks.get_mut(&task) {
+                    let reason = format!("{}: {reason}", self.name);
+                    task.verdict.get_or_insert(Status::cluster_failed(reason));
+                }
+            }
             Event::LeaveAsked => self.leave(now_ms, effects),
             Event::Tick => {}
         }
@@ -326,6 +332,10 @@ impl Core {
                     signal,
                     uid,
                 });
+            }
+            ToAgent::ListViews { request } => effects.push(Effect::ListViews { request }),
+            ToAgent::CheckViews { request, uid } => {
+                effects.push(Effect::CheckViews { request, uid });
             }
             ToAgent::Leave => self.leave(now_ms, effects),
             // Only for a machine that is joining, which is done before there is a core.

@@ -1,5 +1,6 @@
 //! The agent's loop: sockets, clock and processes around [`super::core`].
 
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -22,25 +23,26 @@ use wiglaf_linux::process::{kill, set_process_title};
 use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
-use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE};
+use wiglaf_view::Bounds;
+use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE, MAX_VIEWS_PER_MESSAGE};
 use wiglaf_wire::id::{DeputyId, Incarnation, Pid, TaskId};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::Status;
+use wiglaf_wire::view::ViewCheck;
 
 use super::core::{Core, Effect, Event};
 use super::link::HeadLink;
 use super::mains::Mains;
 use super::pids::PidBlock;
-use super::spawner::{Order, Spawner};
-use super::view::{NodeView, NodeViewError};
+use super::spawner::{Order, Root, Spawner};
+use super::view::{Due, NodeViewError, Views};
 use super::{machine, processes};
 use crate::join::{JoinError, join};
-use crate::root::{Files, TaskRoot};
+use crate::root::{Files, OwnDirectories, TaskRoot};
 
 const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const SPAWNER: Token = Token(2);
-const VIEW: Token = Token(3);
 const FIRST_RELAY_TOKEN: u64 = 16;
 /// With a PID in the lower bits: this session's leader reports, or has ended. The relay does not
 /// count so far.
@@ -191,8 +193,7 @@ struct Agent {
     head: SocketAddr,
     identity: Arc<ClientConfig>,
     rootless: bool,
-    root: Arc<TaskRoot>,
-    view: Option<NodeView>,
+    files: Shown,
     name: String,
     poll: Poll,
     core: Core,
@@ -203,6 +204,8 @@ struct Agent {
     mains: Mains,
     pids: Option<PidBlock>,
     cursor_at: Option<Instant>,
+    /// How many views each check of the head still waits for.
+    checks: HashMap<u64, usize>,
     /// What the core has to hear, oldest first.
     events: Vec<Event>,
     /// Set when the agent is to end.
@@ -210,7 +213,15 @@ struct Agent {
     /// The last reason for which there is no connection, so that each is logged once.
     trouble: Option<String>,
     /// Where the relay makes terminals.
-    _terminals: OwnedFd,
+    _terminals: Option<OwnedFd>,
+}
+
+/// What tasks see.
+enum Shown {
+    /// One root for all.
+    Root(Arc<TaskRoot>),
+    /// To each user what the deputy shows.
+    Views(Views),
 }
 
 impl Agent {
@@ -222,32 +233,34 @@ impl Agent {
     ) -> Result<Agent, AgentError> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS, Interest::Read)?;
-        let (root, view) = match config.files {
-            Files::Disk(root) => (root, None),
-            Files::View => {
-                let (view, root) = NodeView::mount()?;
-                poll.add(view.bell(), VIEW, Interest::Read)?;
-                (root, Some(view))
-            }
-        };
-        let terminals = open_terminals(&root).map_err(AgentError::Terminals)?;
         let mut relay = NodeRelay::new(FIRST_RELAY_TOKEN);
         relay.set_identity(config.head, identity.clone());
-        if view.is_some() {
-            relay.set_serves_view();
-        }
-        relay.set_terminals(PathBuf::from(format!(
-            "/proc/self/fd/{}",
-            terminals.as_raw_fd()
-        )));
+        let mut terminals = None;
+        let files = match config.files {
+            Files::Disk(root) => {
+                let directory = open_terminals(&root).map_err(AgentError::Terminals)?;
+                relay.set_terminals(PathBuf::from(format!(
+                    "/proc/self/fd/{}",
+                    directory.as_raw_fd()
+                )));
+                terminals = Some(directory);
+                Shown::Root(Arc::new(root))
+            }
+            Files::View { own_tmp } => {
+                let own = OwnDirectories::make(own_tmp).map_err(NodeViewError::from)?;
+                let views = Views::new(own, Bounds::default())?;
+                relay.set_serves_view();
+                relay.set_terminals(views.terminals());
+                Shown::Views(views)
+            }
+        };
         let incarnation = draw_incarnation()?;
         let core = Core::new(incarnation, machine::describe(&config.address), &name);
         Ok(Agent {
             head: config.head,
             identity,
             rootless: config.rootless,
-            root: Arc::new(root),
-            view,
+            files,
             name,
             poll,
             core,
@@ -258,6 +271,7 @@ impl Agent {
             mains: Mains::default(),
             pids: None,
             cursor_at: None,
+            checks: HashMap::new(),
             events: vec![Event::Tick],
             exit: None,
             trouble: None,
@@ -294,11 +308,9 @@ impl Agent {
             if self.mains.is_collecting() {
                 self.mains.collect(&mut self.events);
             }
+            self.settle_views();
             if self.events.is_empty() {
                 self.settle_link();
-            }
-            if let Some(view) = &mut self.view {
-                view.forget_unlinked(&mut self.relay);
             }
             if self.events.is_empty() {
                 return Ok(());
@@ -340,11 +352,6 @@ impl Agent {
         match ready.token {
             LINK => self.hear_head(ready),
             SIGNALS => self.hear_signals()?,
-            VIEW => {
-                if let Some(view) = &mut self.view {
-                    view.pass_questions(&self.poll, &mut self.relay);
-                }
-            }
             SPAWNER => {
                 let answers = self
                     .spawner
@@ -357,6 +364,11 @@ impl Agent {
                 for leader in self.mains.fresh_leaders() {
                     let token = leader_token(LEADER_REPORTS, leader);
                     self.poll.add(leader, token, Interest::Read)?;
+                }
+            }
+            token if Views::owns(token) => {
+                if let Shown::Views(views) = &mut self.files {
+                    views.ready(ready);
                 }
             }
             Token(token) if token & (LEADER_REPORTS | LEADER_ENDS) != 0 => {
@@ -409,8 +421,13 @@ impl Agent {
                     self.events.push(Event::RelayLost { task, reason });
                 }
                 RelayEvent::Answered(deputy, answer) => {
-                    if let Some(view) = &mut self.view {
-                        view.answered(deputy, answer);
+                    if let Shown::Views(views) = &mut self.files {
+                        views.answered(deputy, answer);
+                    }
+                }
+                RelayEvent::Changed(deputy, changes) => {
+                    if let Shown::Views(views) = &mut self.files {
+                        views.changed(deputy, changes);
                     }
                 }
             }
@@ -455,18 +472,21 @@ impl Agent {
             Effect::KillEverything => drop(kill(EVERYBODY, SIGKILL)),
             Effect::CollectLeftovers { task } => self.mains.collect_leftovers(task),
             Effect::WaitDrained { task, leave } => {
-                let mut events = Vec::new();
-                self.relay.main_ended(&self.poll, task, &mut events);
-                if leave {
-                    self.mains.keep_leftovers(task);
-                    self.relay.cut_outputs(&self.poll, task, &mut events);
+                let is_writing = match &mut self.files {
+                    Shown::Views(views) => views.ended(task, leave),
+                    Shown::Root(_) => false,
+                };
+                if !is_writing {
+                    self.drain(task, leave);
                 }
-                self.hear_relay(events);
             }
             Effect::CloseTask { task } => {
                 self.relay.close(&self.poll, task);
-                if let Some(view) = &mut self.view {
-                    view.dismiss(task);
+                if let Shown::Views(views) = &mut self.files
+                    && let Some(gone) = views.dismiss(&self.poll, task)
+                    && let Some(spawner) = &self.spawner
+                {
+                    spawner.forget(gone);
                 }
                 self.mains.forget(task);
             }
@@ -481,6 +501,8 @@ impl Agent {
                 let errno = result.err().map_or(0, Errno::raw_os_error);
                 self.send(&FromAgent::Signalled { request, errno });
             }
+            Effect::ListViews { request } => self.list_views(request),
+            Effect::CheckViews { request, uid } => self.check_views(request, uid),
             Effect::Exit { reason } => self.exit = Some(reason),
         }
         Ok(())
@@ -554,6 +576,8 @@ impl Agent {
     }
 
     fn close_link(&mut self) {
+        // Another head may give their numbers to other questions.
+        self.checks.clear();
         if let Some(link) = self.link.take() {
             // Fails only for a set that is broken itself.
             let _ = self.poll.remove(&link);
@@ -575,7 +599,7 @@ impl Agent {
         if self.spawner.is_none() {
             // Only now, so that its thread's number is of the node's block too, and can't be that
             // of a ghost.
-            let spawner = Spawner::start(self.root.clone(), self.rootless, &self.name)
+            let spawner = Spawner::start(self.rootless, &self.name)
                 .map_err(AgentError::Spawner)?;
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
@@ -627,9 +651,17 @@ impl Agent {
                 return self.events.push(failed(reason));
             }
         };
-        if let Some(view) = &mut self.view {
-            view.admit(task, credential.uid, deputy);
-        }
+        let root = match &mut self.files {
+            Shown::Root(root) => Root::Made(root.clone()),
+            Shown::Views(views) => match views.admit(&self.poll, task, (deputy, credential.uid)) {
+                Ok(root) => root,
+                Err(error) => {
+                    self.relay.close(&self.poll, task);
+                    let reason = format!("{}: {error}", self.name);
+                    return self.events.push(failed(reason));
+                }
+            },
+        };
         self.mains.starting(task, pid);
         let order = Order {
             task,
@@ -637,16 +669,107 @@ impl Agent {
             credential,
             spec,
             stdio,
+            root,
         };
+        match &mut self.files {
+            Shown::Root(_) => self.give_order(order),
+            Shown::Views(views) => views.launch(order),
+        }
+    }
+
+    fn give_order(&mut self, order: Order) {
+        let task = order.task;
         if !self
             .spawner
             .as_ref()
             .is_some_and(|spawner| spawner.order(order))
         {
             self.mains.forget(task);
-            self.events
-                .push(failed(format!("the spawner of {} has ended", self.name)));
+            self.events.push(Event::SpawnFailed {
+                task,
+                status: Status::cluster_failed(format!("the spawner of {} has ended", self.name)),
+            });
         }
+    }
+
+    /// All processes of a task are gone, and what they wrote to files is on the head.
+    fn drain(&mut self, task: TaskId, leave: bool) {
+        let mut events = Vec::new();
+        self.relay.main_ended(&self.poll, task, &mut events);
+        if leave {
+            self.mains.keep_leftovers(task);
+            self.relay.cut_outputs(&self.poll, task, &mut events);
+        }
+        self.hear_relay(events);
+    }
+
+    /// Sends what the views ask, and does what was waiting for them.
+    fn settle_views(&mut self) {
+        let Shown::Views(views) = &mut self.files else {
+            return;
+        };
+        for due in views.settle(&self.poll, &mut self.relay) {
+            match due {
+                Due::Launch(order) => self.give_order(*order),
+                Due::Written { task, leave } => self.drain(task, leave),
+                Due::Lost { tag, reason } => match self.mains.by_tag(tag) {
+                    Some(task) => self.events.push(Event::FilesLost { task, reason }),
+                    None => log(&self.name, &reason),
+                },
+                Due::Gone(deputy) => {
+                    if let Some(spawner) = &self.spawner {
+                        spawner.forget(deputy);
+                    }
+                }
+                Due::Checked { request, found } => self.checked(request, found),
+            }
+        }
+    }
+
+    fn list_views(&mut self, request: u64) {
+        let list = match &self.files {
+            Shown::Views(views) => views.states(),
+            Shown::Root(_) => Vec::new(),
+        };
+        self.send_in_parts(list, MAX_VIEWS_PER_MESSAGE, |list, last| FromAgent::Views {
+            request,
+            list,
+            last,
+        });
+    }
+
+    fn check_views(&mut self, request: u64, uid: Option<u32>) {
+        let count = match &mut self.files {
+            Shown::Views(views) => views.check(request, uid),
+            Shown::Root(_) => 0,
+        };
+        if count > 0 {
+            self.checks.insert(request, count);
+        } else {
+            let list = Vec::new();
+            self.send(&FromAgent::ViewsChecked {
+                request,
+                list,
+                last: true,
+            });
+        }
+    }
+
+    fn checked(&mut self, request: u64, found: ViewCheck) {
+        let Some(count) = self.checks.get_mut(&request) else {
+            return;
+        };
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.checks.remove(&request);
+        }
+        let list = vec![found];
+        self.send(&FromAgent::ViewsChecked {
+            request,
+            list,
+            last,
+        });
     }
 
     fn steer(&mut self) {
@@ -661,21 +784,29 @@ impl Agent {
 
     fn list(&mut self, request: u64) {
         let list = processes::list(&self.mains);
-        let mut parts = list.chunks(MAX_PROCESSES_PER_MESSAGE).peekable();
-        if parts.peek().is_none() {
-            return self.send(&FromAgent::Processes {
+        self.send_in_parts(list, MAX_PROCESSES_PER_MESSAGE, |list, last| {
+            FromAgent::Processes {
                 request,
                 list,
-                last: true,
-            });
+                last,
+            }
+        });
+    }
+
+    /// Sends a list, which may be empty, in messages of so many.
+    fn send_in_parts<T: Clone>(
+        &mut self,
+        list: Vec<T>,
+        most: usize,
+        message: impl Fn(Vec<T>, bool) -> FromAgent,
+    ) {
+        if list.len() <= most {
+            return self.send(&message(list, true));
         }
+        let mut parts = list.chunks(most).peekable();
         while let Some(part) = parts.next() {
             let last = parts.peek().is_none();
-            self.send(&FromAgent::Processes {
-                request,
-                list: part.to_vec(),
-                last,
-            });
+            self.send(&message(part.to_vec(), last));
         }
     }
 }
@@ -712,7 +843,7 @@ fn draw_incarnation() -> Result<Incarnation, Errno> {
 }
 
 /// Milliseconds of a clock that goes on while the machine sleeps (P4).
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1000
         + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000_000

@@ -7,10 +7,12 @@
 //! A task with a terminal gets a leader for its session ([`wiglaf_linux::session`]), which is the
 //! main process's parent in the agent's stead, or there would be no job control on it.
 
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -23,11 +25,11 @@ use wiglaf_linux::session::{self, Leader};
 use wiglaf_linux::signal::{SignalSet, block_signals};
 use wiglaf_linux::spawn::{Limit, SpawnError, SpawnRequest, Stage, spawn};
 use wiglaf_process::relay::node::ChildStdio;
-use wiglaf_wire::id::{Pid, TaskId};
+use wiglaf_wire::id::{DeputyId, Pid, TaskId};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Status};
 
-use crate::root::TaskRoot;
+use crate::root::{OwnDirectories, RootError, TaskRoot};
 
 /// The thread's stack: what is large is on the heap.
 const STACK_BYTES: usize = 256 << 10;
@@ -40,6 +42,32 @@ pub(super) struct Order {
     pub(super) credential: Credential,
     pub(super) spec: Box<LaunchSpec>,
     pub(super) stdio: ChildStdio,
+    pub(super) root: Root,
+}
+
+/// Where a process is to live.
+#[derive(Clone, Debug)]
+pub(super) enum Root {
+    /// It is there.
+    Made(Arc<TaskRoot>),
+    /// Around a view. It is made here, once for each view, because looking at a view takes the
+    /// agent's loop to answer.
+    View {
+        /// Whose view.
+        deputy: DeputyId,
+        /// Where it is mounted.
+        path: PathBuf,
+        /// What is put into it.
+        own: Arc<OwnDirectories>,
+    },
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+enum Word {
+    Make(Box<Order>),
+    /// This view is gone, and its root with it.
+    Forget(DeputyId),
 }
 
 /// What became of an order: a process, or what to tell the user.
@@ -63,6 +91,16 @@ pub(super) struct Made {
 pub(super) struct UtsTag(u64);
 
 impl UtsTag {
+    /// Of the namespace with this inode number.
+    pub(super) fn from_number(number: u64) -> UtsTag {
+        UtsTag(number)
+    }
+
+    /// The namespace's inode number.
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
     /// Of a process. `NotFound` when it is ending: it leaves its namespaces after its files and
     /// before its end.
     pub(super) fn of(pid: i32) -> io::Result<UtsTag> {
@@ -92,15 +130,15 @@ impl UtsTag {
 /// The thread's other end.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    orders: Sender<Order>,
+    words: Sender<Word>,
     answers: Receiver<Answer>,
     answered: OwnedFd,
 }
 
 impl Spawner {
     /// Starts the thread. `node` is the node's name, for what users are told.
-    pub(super) fn start(root: Arc<TaskRoot>, rootless: bool, node: &str) -> io::Result<Spawner> {
-        let (orders, inbox) = channel::<Order>();
+    pub(super) fn start(rootless: bool, node: &str) -> io::Result<Spawner> {
+        let (words, inbox) = channel::<Word>();
         let (outbox, answers) = channel();
         let answered = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bell = rustix::io::fcntl_dupfd_cloexec(&answered, 0)?;
@@ -112,9 +150,20 @@ impl Spawner {
                 // The loop reads them from a descriptor.
                 block_signals(SignalSet::ALL);
                 let home = open_own_uts();
-                for order in inbox {
+                let mut roots = Roots::default();
+                for word in inbox {
+                    let order = match word {
+                        Word::Make(order) => order,
+                        Word::Forget(deputy) => {
+                            roots.0.remove(&deputy);
+                            continue;
+                        }
+                    };
                     let task = order.task;
-                    let outcome = make(&order, &root, home.as_ref(), rootless, &node);
+                    let outcome = match roots.get(&order.root) {
+                        Ok(root) => make(&order, &root, home.as_ref(), rootless, &node),
+                        Err(error) => Err(Status::cluster_failed(format!("{node}: {error}"))),
+                    };
                     drop(order);
                     if outbox.send(Answer { task, outcome }).is_err() {
                         return;
@@ -124,7 +173,7 @@ impl Spawner {
                 }
             })?;
         Ok(Spawner {
-            orders,
+            words,
             answers,
             answered,
         })
@@ -137,7 +186,12 @@ impl Spawner {
 
     /// Gives an order; `false` when the thread is gone.
     pub(super) fn order(&self, order: Order) -> bool {
-        self.orders.send(order).is_ok()
+        self.words.send(Word::Make(Box::new(order))).is_ok()
+    }
+
+    /// A view is gone.
+    pub(super) fn forget(&self, deputy: DeputyId) {
+        let _ = self.words.send(Word::Forget(deputy));
     }
 
     /// The answers that have come.
@@ -145,6 +199,26 @@ impl Spawner {
         // An empty counter is no error: the answers may have been taken already.
         let _ = rustix::io::read(&self.answered, &mut [0; 8]);
         self.answers.try_iter().collect()
+    }
+}
+
+/// The roots of views.
+#[derive(Debug, Default)]
+struct Roots(HashMap<DeputyId, Arc<TaskRoot>>);
+
+impl Roots {
+    fn get(&mut self, wanted: &Root) -> Result<Arc<TaskRoot>, RootError> {
+        match wanted {
+            Root::Made(root) => Ok(root.clone()),
+            Root::View { deputy, path, own } => {
+                if let Some(root) = self.0.get(deputy) {
+                    return Ok(root.clone());
+                }
+                let root = Arc::new(TaskRoot::from_view(path, own)?);
+                self.0.insert(*deputy, root.clone());
+                Ok(root)
+            }
+        }
     }
 }
 

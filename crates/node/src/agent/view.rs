@@ -1,27 +1,32 @@
-//! The node's view: the kernel's questions come from its threads, and go by the agent's loop to
-//! the deputy of whoever asks.
+//! The node's views: one mount for each deputy that has had tasks here, driven by the agent's
+//! loop. A task starts when its view knows of every change before its launch (V1), and its end
+//! is told when the head has all that it wrote (V2).
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
-use wiglaf_link::Poll;
+use wiglaf_link::{Interest, Poll, Ready, Token};
 use wiglaf_process::relay::node::NodeRelay;
-use wiglaf_view::{Answer, Ask, View, ViewError, ViewMount};
+use wiglaf_view::{Bounds, Outcome, ViewError, ViewMount};
 use wiglaf_wire::id::{DeputyId, TaskId};
-use wiglaf_wire::stream::{ViewAnswer, ViewAsk, ViewQuestion};
+use wiglaf_wire::view::{Answer, Change, ViewCheck, ViewState};
 
-use crate::root::{OWN_DIRECTORIES, RootError, TaskRoot};
+use super::spawner::{Order, Root, UtsTag};
+use crate::root::{OwnDirectories, RootError};
 
-/// Where the view is mounted before tasks' roots are made of it: a directory that all machines
-/// have. Only this process's mounts show it.
-const MOUNT_POINT: &str = "/tmp";
-/// Questions that are passed on before others have their turn.
-const QUESTIONS_PER_TURN: usize = 256;
+/// Tokens of views have this bit; below it are a view's number and, in the lowest, which of its
+/// two descriptors.
+const VIEW_BIT: u64 = 1 << 61;
+const BELL_BIT: u64 = 1;
+/// Views without tasks that are kept: their users' next commands find what they know.
+const MAX_IDLE_VIEWS: usize = 8;
+/// A process that is ending has this flag in `/proc/PID/stat` (`PF_EXITING`).
+const EXITING: u64 = 0x4;
+/// The flags are this field after the command's name.
+const FLAGS_FIELD: usize = 6;
+const SIGKILL_BIT: u64 = 1 << 8;
 
 /// Why a node has no view.
 #[derive(Debug, thiserror::Error)]
@@ -32,193 +37,381 @@ pub enum NodeViewError {
     /// Nothing can be put around it.
     #[error(transparent)]
     Root(#[from] RootError),
-    /// There is no way to the loop.
-    #[error("can't make an event counter for the view: {0}")]
-    Bell(Errno),
+    /// The loop can't watch it.
+    #[error("can't watch the view: {0}")]
+    Watch(#[from] rustix::io::Errno),
 }
 
-/// The view, and who may look at it.
-pub(super) struct NodeView {
-    _mount: ViewMount,
-    view: View,
-    asked: Receiver<Asked>,
-    bell: OwnedFd,
-    seers: Seers,
-    tasks: HashMap<TaskId, (u32, DeputyId)>,
-    /// Whose numbers the view has for a user. A user may have several deputies, with different
-    /// groups: the first whose task was here answers until it has none.
-    deputies: HashMap<u32, DeputyId>,
-    waiting: HashMap<u64, (DeputyId, Answer)>,
+/// What a view has waited for.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// The task may start.
+    Launch(Box<Order>),
+    /// Everything that the task wrote is on the head.
+    Written { task: TaskId, leave: bool },
+    /// Something that a task wrote is not, and no program was told.
+    Lost { tag: UtsTag, reason: String },
+    /// The view is gone, and its root with it.
+    Gone(DeputyId),
+    /// A check is over.
+    Checked {
+        /// Of the head.
+        request: u64,
+        /// What it has found.
+        found: ViewCheck,
+    },
+}
+
+/// All views.
+#[derive(Debug)]
+pub(super) struct Views {
+    own: Arc<OwnDirectories>,
+    bounds: Bounds,
+    views: HashMap<DeputyId, NodeView>,
+    by_slot: HashMap<u64, DeputyId>,
+    tasks: HashMap<TaskId, DeputyId>,
+    waiting: HashMap<u64, Waits>,
     next: u64,
 }
 
-struct Asked {
+#[derive(Debug)]
+struct NodeView {
+    mount: ViewMount,
+    slot: u64,
     uid: u32,
-    what: ViewAsk,
-    reply: Answer,
+    tasks: HashSet<TaskId>,
+    /// Orders the idle ones.
+    last_used: u64,
 }
 
-/// The users with tasks here. The view's threads refuse all others by themselves: root's looking
-/// around while the mounts are made must not wait for the loop that makes them.
-type Seers = Arc<Mutex<HashSet<u32>>>;
-
-struct Asker {
-    questions: Sender<Asked>,
-    bell: OwnedFd,
-    seers: Seers,
+#[derive(Debug)]
+enum Waits {
+    Launch(Box<Order>),
+    Written { task: TaskId, leave: bool },
+    Check { request: u64, deputy: DeputyId, uid: u32 },
 }
 
-impl Ask for Asker {
-    fn ask(&self, uid: u32, what: ViewAsk, reply: Answer) {
-        let gives_back = matches!(what, ViewAsk::Forget { .. });
-        if !gives_back && !locked(&self.seers).contains(&uid) {
-            return reply(Err(Errno::ACCESS.raw_os_error()));
-        }
-        // A question to a loop that has ended is dropped, which answers it.
-        if self.questions.send(Asked { uid, what, reply }).is_ok() {
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-        }
-    }
-}
-
-impl NodeView {
-    /// Mounts the view where only this process sees it, and makes tasks' root around it.
-    pub(super) fn mount() -> Result<(NodeView, TaskRoot), NodeViewError> {
-        let (questions, asked) = channel();
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(NodeViewError::Bell)?;
-        let ring = rustix::io::fcntl_dupfd_cloexec(&bell, 0).map_err(NodeViewError::Bell)?;
-        let seers = Seers::default();
-        let asker = Asker {
-            questions,
-            bell: ring,
-            seers: seers.clone(),
-        };
-        let path = Path::new(MOUNT_POINT);
-        let mount = View::mount(path, &OWN_DIRECTORIES, Arc::new(asker))?;
-        let root = TaskRoot::from_mount(path)?;
-        let view = NodeView {
-            view: mount.view(),
-            _mount: mount,
-            asked,
-            bell,
-            seers,
+impl Views {
+    /// None yet.
+    pub(super) fn new(own: OwnDirectories, bounds: Bounds) -> Result<Views, NodeViewError> {
+        wiglaf_view::check_device()?;
+        Ok(Views {
+            own: Arc::new(own),
+            bounds,
+            views: HashMap::new(),
+            by_slot: HashMap::new(),
             tasks: HashMap::new(),
-            deputies: HashMap::new(),
             waiting: HashMap::new(),
-            next: 0,
-        };
-        Ok((view, root))
+            next: 1,
+        })
     }
 
-    /// Readable when there are questions.
-    pub(super) fn bell(&self) -> impl AsFd {
-        &self.bell
+    pub(super) fn terminals(&self) -> PathBuf {
+        self.own.terminals()
     }
 
-    /// A task of this user is about to start.
-    pub(super) fn admit(&mut self, task: TaskId, uid: u32, deputy: DeputyId) {
-        self.tasks.insert(task, (uid, deputy));
-        self.choose(uid);
-        locked(&self.seers).insert(uid);
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
 
-    /// A task has ended. What its user was told of files stays good as long as the link.
-    pub(super) fn dismiss(&mut self, task: TaskId) {
-        let Some((uid, _)) = self.tasks.remove(&task) else {
-            return;
-        };
-        if self.tasks.values().any(|(other, _)| *other == uid) {
-            self.choose(uid);
-        } else {
-            locked(&self.seers).remove(&uid);
-        }
-    }
-
-    /// Keeps the user's deputy, or takes another if that has no task here.
-    fn choose(&mut self, uid: u32) {
-        let known = self.deputies.get(&uid).copied();
-        let mut of_uid = self
-            .tasks
-            .values()
-            .filter(|(other, _)| *other == uid)
-            .map(|(_, d)| *d);
-        if known.is_some_and(|known| of_uid.any(|deputy| deputy == known)) {
-            return;
-        }
-        let chosen = self
-            .tasks
-            .values()
-            .find(|(other, _)| *other == uid)
-            .map(|(_, d)| *d);
-        if let Some(known) = known
-            && chosen != Some(known)
-        {
-            self.deputies.remove(&uid);
-            self.view.fail_all(uid);
-        }
-        if let Some(chosen) = chosen {
-            self.deputies.insert(uid, chosen);
-        }
-    }
-
-    /// Passes questions on.
-    pub(super) fn pass_questions(&mut self, poll: &Poll, relay: &mut NodeRelay) {
-        // An empty counter is no error.
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-        for _ in 0..QUESTIONS_PER_TURN {
-            let Ok(Asked { uid, what, reply }) = self.asked.try_recv() else {
-                return;
+    /// A task is about to start: its root, when it comes to that.
+    pub(super) fn admit(
+        &mut self,
+        poll: &Poll,
+        task: TaskId,
+        (deputy, uid): (DeputyId, u32),
+    ) -> Result<Root, NodeViewError> {
+        let used = self.number();
+        if !self.views.contains_key(&deputy) {
+            let slot = self.number();
+            let path = self.own.place(&format!("view-{slot}"))?;
+            let mount = ViewMount::mount(&path, self.own.names(), self.bounds, witness)?;
+            poll.add(mount.device(), token(slot, false), Interest::Read)?;
+            poll.add(mount.bell(), token(slot, true), Interest::Read)?;
+            self.by_slot.insert(slot, deputy);
+            let view = NodeView {
+                mount,
+                slot,
+                uid,
+                tasks: HashSet::new(),
+                last_used: used,
             };
-            let Some(&deputy) = self.deputies.get(&uid) else {
-                reply(Err(Errno::ACCESS.raw_os_error()));
-                continue;
-            };
-            let id = self.next;
-            self.next += 1;
-            if relay.ask(poll, deputy, ViewQuestion { id, what }) {
-                self.waiting.insert(id, (deputy, reply));
-            } else {
-                reply(Err(Errno::ACCESS.raw_os_error()));
+            self.views.insert(deputy, view);
+        }
+        let own = self.own.clone();
+        self.tasks.insert(task, deputy);
+        let path = match self.views.get_mut(&deputy) {
+            Some(view) => {
+                view.tasks.insert(task);
+                view.last_used = used;
+                view.mount.path().to_owned()
             }
-            self.forget_unlinked(relay);
+            None => PathBuf::new(),
+        };
+        Ok(Root::View { deputy, path, own })
+    }
+
+    /// Has a task started once its view is right.
+    pub(super) fn launch(&mut self, order: Order) {
+        let waits = match self.tasks.get(&order.task) {
+            Some(&deputy) => (deputy, Waits::Launch(Box::new(order))),
+            None => return,
+        };
+        self.wait(waits.0, waits.1);
+    }
+
+    /// All processes of a task are gone. Returns whether something that they wrote is still on
+    /// its way; then [`Due::Written`] follows.
+    pub(super) fn ended(&mut self, task: TaskId, leave: bool) -> bool {
+        let Some(&deputy) = self.tasks.get(&task) else {
+            return false;
+        };
+        let is_waiting = self
+            .views
+            .get(&deputy)
+            .is_some_and(|view| view.mount.is_waiting());
+        if is_waiting {
+            self.wait(deputy, Waits::Written { task, leave });
         }
-        // What is left rings again.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        is_waiting
+    }
+
+    fn wait(&mut self, deputy: DeputyId, waits: Waits) {
+        let token = self.number();
+        if let Some(view) = self.views.get_mut(&deputy) {
+            self.waiting.insert(token, waits);
+            view.mount.barrier(now_ms(), token);
+        }
+    }
+
+    /// A task is over. Its view stays for the next one, unless there are too many.
+    pub(super) fn dismiss(&mut self, poll: &Poll, task: TaskId) -> Option<DeputyId> {
+        let deputy = self.tasks.remove(&task)?;
+        self.views.get_mut(&deputy)?.tasks.remove(&task);
+        let idle = |view: &NodeView| view.tasks.is_empty();
+        if self.views.values().filter(|view| idle(view)).count() <= MAX_IDLE_VIEWS {
+            return None;
+        }
+        let oldest = self
+            .views
+            .iter()
+            .filter(|(_, view)| idle(view))
+            .min_by_key(|(_, view)| view.last_used)
+            .map(|(deputy, _)| *deputy)?;
+        self.drop_view(poll, oldest);
+        Some(oldest)
+    }
+
+    fn drop_view(&mut self, poll: &Poll, deputy: DeputyId) {
+        if let Some(view) = self.views.remove(&deputy) {
+            self.by_slot.remove(&view.slot);
+            // They fail only for a set that is broken itself.
+            let _ = poll.remove(view.mount.device());
+            let _ = poll.remove(view.mount.bell());
+        }
+    }
+
+    /// Whether this token is a view's.
+    pub(super) fn owns(token: Token) -> bool {
+        token.0 & VIEW_BIT != 0 && token.0 < VIEW_BIT << 1
+    }
+
+    /// A view's descriptor is ready.
+    pub(super) fn ready(&mut self, ready: Ready) {
+        let slot = (ready.token.0 & !VIEW_BIT) >> 1;
+        let Some(view) = self
+            .by_slot
+            .get(&slot)
+            .and_then(|deputy| self.views.get_mut(deputy))
+        else {
+            return;
+        };
+        if ready.token.0 & BELL_BIT != 0 {
+            view.mount.noticed();
+        } else {
+            view.mount.serve(now_ms());
+        }
     }
 
     /// A deputy answers.
-    pub(super) fn answered(&mut self, deputy: DeputyId, answer: ViewAnswer) {
-        // Only whom it was asked: a deputy answers for nobody else (S3).
-        if self
-            .waiting
-            .get(&answer.id)
-            .is_some_and(|(asked, _)| *asked == deputy)
-            && let Some((_, reply)) = self.waiting.remove(&answer.id)
-        {
-            reply(answer.result);
+    pub(super) fn answered(&mut self, deputy: DeputyId, answer: Answer) {
+        if let Some(view) = self.views.get_mut(&deputy) {
+            view.mount.answer(now_ms(), answer);
         }
     }
 
-    /// What links took with them is asked for anew.
-    pub(super) fn forget_unlinked(&mut self, relay: &mut NodeRelay) {
-        for lost in relay.take_unlinked() {
-            let uids: Vec<_> = self
-                .deputies
-                .iter()
-                .filter(|(_, it)| **it == lost)
-                .map(|(uid, _)| *uid)
-                .collect();
-            for uid in uids {
-                self.view.fail_all(uid);
-                self.deputies.remove(&uid);
-                self.choose(uid);
-            }
-            self.waiting.retain(|_, (deputy, _)| *deputy != lost);
+    /// A deputy tells changes.
+    pub(super) fn changed(&mut self, deputy: DeputyId, changes: Vec<Change>) {
+        if let Some(view) = self.views.get_mut(&deputy) {
+            view.mount.changed(now_ms(), changes);
         }
+    }
+
+    /// Starts a check of this user's views, or of all; [`Due::Checked`] follows for each. Returns
+    /// how many.
+    pub(super) fn check(&mut self, request: u64, uid: Option<u32>) -> usize {
+        let mine = |view: &NodeView| uid.is_none_or(|uid| uid == view.uid);
+        let views = self.views.iter().filter(|(_, view)| mine(view));
+        let deputies: Vec<_> = views.map(|(deputy, view)| (*deputy, view.uid)).collect();
+        for &(deputy, uid) in &deputies {
+            let token = self.number();
+            if let Some(view) = self.views.get_mut(&deputy) {
+                let check = Waits::Check { request, deputy, uid };
+                self.waiting.insert(token, check);
+                view.mount.check(now_ms(), token);
+            }
+        }
+        deputies.len()
+    }
+
+    /// Checks of views that are gone.
+    fn take_vain_checks(&mut self) -> Vec<Due> {
+        let is_vain = |waits: &Waits| match waits {
+            Waits::Check { deputy, .. } => !self.views.contains_key(deputy),
+            Waits::Launch(_) | Waits::Written { .. } => false,
+        };
+        let vain = self.waiting.extract_if(|_, waits| is_vain(waits));
+        vain.filter_map(|(_, waits)| match waits {
+            Waits::Check { request, uid, .. } => Some(checked(request, uid, 0, Vec::new())),
+            Waits::Launch(_) | Waits::Written { .. } => None,
+        })
+        .collect()
+    }
+
+    /// What the views have done and know.
+    pub(super) fn states(&self) -> Vec<ViewState> {
+        self.views
+            .values()
+            .map(|view| {
+                let counted = view.mount.statistics();
+                ViewState {
+                    uid: view.uid,
+                    tasks: u32::try_from(view.tasks.len()).unwrap_or(u32::MAX),
+                    requests: counted.requests,
+                    questions: counted.questions,
+                    changes: counted.changes,
+                    bytes_read: counted.bytes_read,
+                    bytes_written: counted.bytes_written,
+                    files: counted.files,
+                    content_bytes: counted.content_bytes,
+                    handles: counted.handles,
+                }
+            })
+            .collect()
+    }
+
+    /// Sends what the views ask, and returns what they have waited for.
+    pub(super) fn settle(&mut self, poll: &Poll, relay: &mut NodeRelay) -> Vec<Due> {
+        let mut due = Vec::new();
+        for lost in relay.take_unlinked() {
+            let Some(view) = self.views.get_mut(&lost) else {
+                continue;
+            };
+            if view.tasks.is_empty() {
+                self.drop_view(poll, lost);
+                due.push(Due::Gone(lost));
+            } else {
+                view.mount.lose();
+                view.mount.resume();
+            }
+        }
+        due.extend(self.take_vain_checks());
+        for (&deputy, view) in &mut self.views {
+            let mount = &mut view.mount;
+            loop {
+                let questions = mount.take_questions();
+                if questions.is_empty() {
+                    break;
+                }
+                for question in questions {
+                    let (id, has_answer) = (question.id, question.what.has_answer());
+                    if !relay.ask(poll, deputy, question) && has_answer {
+                        mount.refuse(now_ms(), id);
+                    }
+                }
+            }
+            for outcome in mount.take_outcomes() {
+                match outcome {
+                    Outcome::Passed { token } => match self.waiting.remove(&token) {
+                        Some(Waits::Launch(order)) => due.push(Due::Launch(order)),
+                        Some(Waits::Written { task, leave }) => {
+                            due.push(Due::Written { task, leave });
+                        }
+                        Some(Waits::Check { .. }) | None => {}
+                    },
+                    Outcome::Checked {
+                        token,
+                        compared,
+                        differences,
+                    } => {
+                        if let Some(Waits::Check { request, uid, .. }) = self.waiting.remove(&token)
+                        {
+                            due.push(checked(request, uid, compared, differences));
+                        }
+                    }
+                    Outcome::CloseFailed {
+                        witness,
+                        path,
+                        errno,
+                    } => {
+                        let path = String::from_utf8_lossy(&path);
+                        let why = rustix::io::Errno::from_raw_os_error(errno);
+                        let reason = format!(
+                            "{path} could not be written: {why}; the program had ended its work \
+                             with it and was not told"
+                        );
+                        let tag = UtsTag::from_number(witness);
+                        due.push(Due::Lost { tag, reason });
+                    }
+                    Outcome::Interrupted { unique, pid } => {
+                        if is_being_killed(pid) {
+                            mount.abandon(unique);
+                        }
+                    }
+                }
+            }
+        }
+        due
     }
 }
 
-fn locked(seers: &Seers) -> MutexGuard<'_, HashSet<u32>> {
-    seers.lock().unwrap_or_else(PoisonError::into_inner)
+fn checked(request: u64, uid: u32, compared: u64, differences: Vec<String>) -> Due {
+    let found = ViewCheck {
+        uid,
+        compared,
+        differences,
+    };
+    Due::Checked { request, found }
+}
+
+fn token(slot: u64, bell: bool) -> Token {
+    Token(VIEW_BIT | slot << 1 | if bell { BELL_BIT } else { 0 })
+}
+
+/// A process whose close fails: if it is ending, nobody will look at the close's result, and its
+/// task has to be told. It waits for its answer meanwhile, so it is there to be looked at.
+fn witness(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let flags: u64 = fields.split(' ').nth(FLAGS_FIELD)?.parse().ok()?;
+    let is_ending = flags & EXITING != 0;
+    let tag = UtsTag::of(i32::try_from(pid).ok()?).ok()?;
+    is_ending.then_some(tag.number())
+}
+
+/// Whether a SIGKILL waits for the process: no other signal ends what it is in.
+fn is_being_killed(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |name| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & SIGKILL_BIT != 0)
+    };
+    pending("SigPnd:") || pending("ShdPnd:")
+}
+
+/// Milliseconds of any clock that does not go back.
+fn now_ms() -> u64 {
+    super::run::now_ms()
 }

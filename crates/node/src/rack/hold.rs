@@ -8,7 +8,7 @@ use wiglaf_linux::process::{set_process_title, wait_any_child};
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_wire::client::{Reply, Request};
 
-use super::{NodePlace, Rack, RackConfig, RackError, VirtualNode};
+use super::{NodePlace, Rack, RackConfig, RackError, VirtualFiles, VirtualNode};
 use crate::agent::{self, AgentConfig, Trust};
 
 const SIGINT: i32 = 2;
@@ -29,8 +29,8 @@ pub struct Hold {
     pub tag: String,
     /// The nodes' names.
     pub names: Vec<String>,
-    /// Tasks see files through the view instead of this machine's disk.
-    pub through_view: bool,
+    /// Where tasks' files come from.
+    pub files: VirtualFiles,
     /// Directories that tasks must not reach.
     pub hidden: Vec<PathBuf>,
 }
@@ -71,7 +71,7 @@ pub fn hold(
         nodes: config.names.clone(),
         rootless: !rustix::process::geteuid().is_root(),
         hidden: config.hidden.clone(),
-        through_view: config.through_view,
+        files: config.files,
     })?;
     // Only how `ps` shows it depends on this.
     let _ = set_process_title("wiglaf: rack");

@@ -57,6 +57,18 @@ const EXIT_NOT_STARTED: i32 = 1;
 /// As Rust's runtime ends after a panic.
 const EXIT_PANIC: i32 = 101;
 
+/// How virtual nodes come to the head's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VirtualFiles {
+    /// By the view, as every other node.
+    View {
+        /// Whether each has a `/tmp` of its own.
+        own_tmp: bool,
+    },
+    /// From this machine's disk, by its kernel.
+    Disk,
+}
+
 /// What a rack is to be.
 #[derive(Clone, Debug)]
 pub struct RackConfig {
@@ -68,8 +80,8 @@ pub struct RackConfig {
     pub rootless: bool,
     /// Directories that tasks must not reach: the head's run directory, unless it is in `/run`.
     pub hidden: Vec<PathBuf>,
-    /// Whether tasks see files through the view instead of this machine's disk.
-    pub through_view: bool,
+    /// Where tasks' files come from.
+    pub files: VirtualFiles,
 }
 
 /// Why a rack or one of its nodes does not work.
@@ -319,13 +331,14 @@ impl Rack {
         route.set_up(NODE_DEVICE)?;
         route.add_address(NODE_DEVICE, v4, PREFIX_LEN)?;
         mount_own_proc()?;
-        let files = if self.config.through_view {
-            // The agent mounts it; what it takes is looked for now, while there is somebody to
-            // be told.
-            wiglaf_view::check_device()?;
-            Files::View
-        } else {
-            Files::Disk(TaskRoot::from_head_disk(&self.config.hidden)?)
+        let files = match self.config.files {
+            VirtualFiles::View { own_tmp } => {
+                // The agent mounts it; what it takes is looked for now, while there is somebody
+                // to be told.
+                wiglaf_view::check_device()?;
+                Files::View { own_tmp }
+            }
+            VirtualFiles::Disk => Files::Disk(TaskRoot::from_head_disk(&self.config.hidden)?),
         };
         Ok(NodePlace {
             name: name.into(),
@@ -515,7 +528,7 @@ mod tests {
             nodes: vec![node.into()],
             rootless: false,
             hidden: Vec::new(),
-            through_view: false,
+            files: VirtualFiles::Disk,
         };
         assert!(check(&config("a1b2c3d4", "n1")).is_ok());
         for tag in ["", "a1b2c3d4e", "A", "a.b", "a/b"] {

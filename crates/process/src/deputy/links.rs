@@ -24,15 +24,16 @@ const MAX_WAITING: usize = 4096;
 /// reads it.
 const MAX_EARLY_MESSAGES: usize = 4;
 
-/// A link by its token.
-pub(super) type LinkId = u64;
+/// The number of a link, which no other gets after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
 
 /// One link.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) carrier: Carrier,
     /// Known when the handshake is over.
-    node: Option<NodeId>,
+    pub(super) node: Option<NodeId>,
     accepted_at: Instant,
     waiting: Vec<Waiting>,
     pub(super) questions: Questions,
@@ -56,7 +57,7 @@ impl Deputy {
         if self.links.len() >= MAX_LINKS {
             return;
         }
-        let token = self.tokens.give(Target::Link);
+        let token = self.tokens.give(|number| Target::Link(LinkId(number)));
         // A connection that can't be served is dropped: its agent dials again.
         let carrier = TlsLink::server(socket, config)
             .ok()
@@ -71,7 +72,7 @@ impl Deputy {
                     waiting: Vec::new(),
                     questions: Questions::default(),
                 };
-                self.links.insert(token.0, link);
+                self.links.insert(LinkId(token.0), link);
             }
             None => self.tokens.forget(token),
         }
@@ -82,6 +83,7 @@ impl Deputy {
             return;
         };
         link.carrier.settle(&self.poll);
+        // A paused one is ready only when it is over.
         if ready.readable {
             link.carrier.receive();
         }
@@ -135,7 +137,7 @@ impl Deputy {
                 }
             };
             if let Relay::Ask(question) = message {
-                link.questions.take(question, carrier);
+                link.questions.take(question);
                 continue;
             }
             let Some(task) = task_of(&message) else {
@@ -239,6 +241,7 @@ impl Deputy {
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
+        link.carrier.pause(link.questions.are_many());
         link.carrier.settle(&self.poll);
         if link.carrier.failure().is_some() {
             self.drop_link(id);
@@ -251,6 +254,7 @@ impl Deputy {
         };
         self.tokens.forget(link.carrier.token());
         link.carrier.close(&self.poll);
+        self.files.close(id);
         // The agent dials again, and the streams go on.
         for entry in self
             .tasks

@@ -20,14 +20,15 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use wiglaf_link::{Channel, Interest, LinkError, NodeIdentity, Poll, Ready, Token, TrustError};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
-use wiglaf_wire::id::TaskId;
+use wiglaf_wire::id::{NodeId, TaskId};
 use wiglaf_wire::launch::StdioKind;
 use wiglaf_wire::stream::Stream;
 
 use crate::relay::buffers::Buffers;
-use links::{Link, LinkId};
+use links::Link;
+pub use links::LinkId;
 use task::Task;
-pub use view::{AnswersView, Exports, NoExports};
+pub use view::{Files, NoFiles, Told};
 
 /// The byte on the control socket that comes with a new channel to the head.
 pub const CONTROL_CHANNEL: u8 = b'C';
@@ -36,6 +37,8 @@ pub const CONTROL_END: u8 = b'E';
 
 /// How long an agent's `Attach` waits for the head's: the two come by different ways.
 pub const ATTACH_WAIT: Duration = Duration::from_secs(5);
+/// Longest time for which a node without tasks may compare what it believes with the truth.
+const MAX_CHECK: Duration = Duration::from_secs(600);
 /// How long the last words to the tasks' users may take.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 /// Descriptors that come with one byte on the control socket.
@@ -43,7 +46,8 @@ const CONTROL_DESCRIPTORS: usize = 1;
 
 const CONTROL_TOKEN: Token = Token(0);
 const HEAD_TOKEN: Token = Token(1);
-const FIRST_OWN_TOKEN: u64 = 2;
+const WATCH_TOKEN: Token = Token(2);
+const FIRST_OWN_TOKEN: u64 = 3;
 
 const KEEPER_DIED: &str = "the keeper has died; this task was ended";
 
@@ -56,9 +60,9 @@ pub enum DeputyError {
 }
 
 /// Runs the deputy in this process, which is its own and has the user's rights, until the keeper
-/// ends it or dies. It serves what `exports` brings.
-pub fn run_with(control: OwnedFd, exports: Box<dyn Exports>) -> ! {
-    let code = match serve_with(control, exports) {
+/// ends it or dies. It serves `files`.
+pub fn run_with(control: OwnedFd, files: Box<dyn Files>) -> ! {
+    let code = match serve_with(control, files) {
         Ok(()) => 0,
         Err(_) => 1,
     };
@@ -67,7 +71,7 @@ pub fn run_with(control: OwnedFd, exports: Box<dyn Exports>) -> ! {
 
 /// As [`run_with`], without files.
 pub fn run(control: OwnedFd) -> ! {
-    run_with(control, Box::new(NoExports))
+    run_with(control, Box::new(NoFiles(Errno::NOSYS)))
 }
 
 /// As [`run`], but returns: for tests, in a thread.
@@ -75,22 +79,24 @@ pub fn run(control: OwnedFd) -> ! {
 /// # Errors
 /// [`DeputyError`].
 pub fn serve(control: OwnedFd) -> Result<(), DeputyError> {
-    serve_with(control, Box::new(NoExports))
+    serve_with(control, Box::new(NoFiles(Errno::NOSYS)))
 }
 
 /// As [`run_with`], but returns: for tests, in a thread.
 ///
 /// # Errors
 /// [`DeputyError`].
-pub fn serve_with(control: OwnedFd, exports: Box<dyn Exports>) -> Result<(), DeputyError> {
-    let mut deputy = Deputy::new(control, exports)?;
+pub fn serve_with(control: OwnedFd, files: Box<dyn Files>) -> Result<(), DeputyError> {
+    let mut deputy = Deputy::new(control, files)?;
     let mut ready = Vec::new();
     loop {
         let timeout = if deputy.has_questions() {
             Some(Duration::ZERO)
         } else {
-            deputy
-                .deadline()
+            [deputy.deadline(), deputy.files.deadline()]
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|at| at.saturating_duration_since(Instant::now()))
         };
         deputy.poll.wait(&mut ready, timeout)?;
@@ -105,8 +111,12 @@ pub fn serve_with(control: OwnedFd, exports: Box<dyn Exports>) -> Result<(), Dep
                 deputy.handle(event);
             }
         }
+        if std::mem::take(&mut deputy.has_written_files) {
+            deputy.tell_changes();
+        }
         deputy.answer_questions();
         deputy.tick();
+        deputy.tick_files();
     }
 }
 
@@ -130,7 +140,11 @@ struct Deputy {
     links: HashMap<LinkId, Link>,
     tokens: Tokens,
     buffers: Buffers,
-    exports: Box<dyn Exports>,
+    files: Box<dyn Files>,
+    /// Until when nodes may check their views.
+    checks: HashMap<NodeId, Instant>,
+    /// [`Files::wrote`] was called.
+    has_written_files: bool,
 }
 
 /// Whose descriptor a token is.
@@ -160,10 +174,13 @@ impl Tokens {
 }
 
 impl Deputy {
-    fn new(control: OwnedFd, exports: Box<dyn Exports>) -> Result<Deputy, Errno> {
+    fn new(control: OwnedFd, files: Box<dyn Files>) -> Result<Deputy, Errno> {
         rustix::io::ioctl_fionbio(&control, true)?;
         let poll = Poll::new()?;
         poll.add(&control, CONTROL_TOKEN, Interest::Read)?;
+        if let Some(watch) = files.watch_fd() {
+            poll.add(watch, WATCH_TOKEN, Interest::Read)?;
+        }
         Ok(Deputy {
             poll,
             control,
@@ -177,13 +194,18 @@ impl Deputy {
                 targets: HashMap::new(),
             },
             buffers: Buffers::default(),
-            exports,
+            files,
+            checks: HashMap::new(),
+            has_written_files: false,
         })
     }
 
     fn handle(&mut self, ready: Ready) {
         if ready.token == HEAD_TOKEN {
             return self.head_ready(ready);
+        }
+        if ready.token == WATCH_TOKEN {
+            return self.tell_changes();
         }
         match self.tokens.targets.get(&ready.token.0).copied() {
             Some(Target::Link(link)) => self.link_ready(link, ready),
@@ -325,6 +347,10 @@ impl Deputy {
             }
             ToDeputy::Say { task, text } => self.say(task, &text),
             ToDeputy::Detach { task } => self.detach(task),
+            ToDeputy::AllowCheck { node, for_ms } => {
+                let until = Instant::now() + Duration::from_millis(for_ms).min(MAX_CHECK);
+                self.checks.insert(node, until);
+            }
             ToDeputy::WindowChanged { task } => self.window_changed(task),
         }
         Ok(())

@@ -1,8 +1,9 @@
 //! The tasks of a deputy, with the user's descriptors.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
 use wiglaf_link::{Poll, Token};
@@ -33,6 +34,35 @@ pub(super) struct Task {
     sentences: VecDeque<Sentence>,
     /// A write error has been told to the user.
     told_error: bool,
+    /// Outputs that are regular files, which nodes may see by the view too.
+    output_files: Vec<OutputFile>,
+}
+
+/// A file that a task's output goes to.
+#[derive(Debug)]
+struct OutputFile {
+    stream: Stream,
+    /// Open with `O_PATH`: the sink closes its own when it is done.
+    path: OwnedFd,
+    /// How much of the output the view knows of.
+    noted: u64,
+}
+
+impl OutputFile {
+    fn of(stream: Stream, fd: BorrowedFd<'_>) -> Option<OutputFile> {
+        let mode = rustix::fs::fstat(fd).ok()?.st_mode;
+        if !FileType::from_raw_mode(mode).is_file() {
+            return None;
+        }
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        Some(OutputFile {
+            stream,
+            path,
+            noted: 0,
+        })
+    }
 }
 
 /// Words of the cluster's that wait for the output before them.
@@ -164,6 +194,10 @@ impl Deputy {
         let mut streams = Streams::new(task);
         let [input, output, error] = fds;
         let tokens = &mut self.tokens;
+        let output_files = [(Stream::Output, &output), (Stream::Error, &error)]
+            .into_iter()
+            .filter_map(|(stream, fd)| OutputFile::of(stream, fd.as_ref()?.as_fd()))
+            .collect();
         let mut give = |stream| -> Token { tokens.give(|_| Target::Stream(task, stream)) };
         if let Some(fd) = input {
             let source = Source::new(Port::for_reading(fd), give(Stream::Input), false);
@@ -187,6 +221,7 @@ impl Deputy {
             link: None,
             sentences: VecDeque::new(),
             told_error: false,
+            output_files,
         };
         self.tasks.insert(task, entry);
         self.bind_waiting(task);
@@ -234,7 +269,7 @@ impl Deputy {
             entry.add_sentence(&format!("standard output can't be written: {error}"), false);
         }
         if !entry.is_speaking() {
-            return;
+            return self.note_written(task, false);
         }
         let said = entry.speak(&self.poll);
         // Bytes that waited behind the words may have been written with them.
@@ -244,8 +279,25 @@ impl Deputy {
             entry.streams.report(Stream::Error, &mut link.carrier);
             self.settle(id);
         }
+        self.note_written(task, true);
         for _ in 0..said {
             self.tell_head(&FromDeputy::Said { task });
+        }
+    }
+
+    /// The view is told of what went to files; `spoken`: words of the cluster's too, perhaps.
+    fn note_written(&mut self, task: TaskId, spoken: bool) {
+        let Some(entry) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        for file in &mut entry.output_files {
+            let sink = entry.streams.sinks[file.stream.index()].as_ref();
+            let written = sink.map_or(file.noted, Sink::written);
+            if written != file.noted || (spoken && file.stream == Stream::Error) {
+                file.noted = written;
+                self.files.wrote(file.path.as_fd());
+                self.has_written_files = true;
+            }
         }
     }
 

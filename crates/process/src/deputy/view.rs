@@ -1,114 +1,148 @@
-//! The head's end of the view, as far as the deputy carries it: whose questions are answered, and
-//! how many at a time.
+//! The head's end of the view, as far as the deputy carries it: whose questions are answered, how
+//! many at a time, and what is told unasked.
 //!
-//! What a question means is not known here: [`Exports`] brings what answers it.
+//! What a question means is not known here: [`Files`] knows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 use rustix::io::Errno;
-use wiglaf_wire::stream::{Relay, ViewAnswer, ViewAsk, ViewQuestion, ViewReply};
+use wiglaf_wire::stream::Relay;
+use wiglaf_wire::view::{Answer, Ask, Change, Content, MAX_CHANGES, Question, Reply};
 
 use super::Deputy;
 use super::links::{Link, LinkId};
-use crate::relay::carrier::{Carrier, CarrierError};
 
-/// Most questions of one link that wait for their answers; an agent keeps to fewer (S1).
+/// A link with so many questions that wait is not read until it has fewer (S1). One read brings
+/// some more.
 const MAX_QUESTIONS: usize = 4096;
+/// The same for the bytes that they bring.
+const MAX_QUESTION_BYTES: usize = 8 << 20;
 /// Answers to one link before the others, and the streams, get their turn.
 const ANSWERS_PER_TURN: usize = 64;
-/// The same for the bytes of files in them.
+/// The same for the bytes of files in them, and in the questions.
 const BYTES_PER_TURN: usize = 1 << 20;
 
-/// What answers the questions of one link. Its numbers mean nothing on another.
-pub trait AnswersView: Debug {
-    /// Answers, with the rights of this process.
-    fn answer(&mut self, question: ViewQuestion) -> ViewAnswer;
+/// The head's files, as one deputy serves them to all its links.
+pub trait Files: Debug {
+    /// Does what a link asks, with the rights of this process, and says what the links have to be
+    /// told: mostly one answer, after the changes that go before it.
+    fn question(&mut self, link: LinkId, question: Question, out: &mut Vec<(LinkId, Told)>);
+
+    /// Says what else has changed.
+    fn changes(&mut self, out: &mut Vec<(LinkId, Told)>);
+
+    /// Readable when [`Files::changes`] has something to say. Always the same descriptor.
+    fn watch_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Does what is due.
+    fn tick(&mut self, now: Instant, out: &mut Vec<(LinkId, Told)>);
+
+    /// When [`Files::tick`] is due.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// A link is gone, with all that it had. It may have asked nothing.
+    fn close(&mut self, link: LinkId);
+
+    /// This process has written to a regular file that was passed to it: a task's output. `file`
+    /// is open with `O_PATH`. [`Files::changes`] is called soon.
+    fn wrote(&mut self, file: BorrowedFd<'_>);
 }
 
-/// Where what answers comes from.
-pub trait Exports: Debug {
-    /// For a new link.
-    ///
-    /// # Errors
-    /// The errno that every question of this link is answered with for now.
-    fn open(&self) -> Result<Box<dyn AnswersView>, Errno>;
+/// What a link is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// The answer to its question.
+    Answer(Answer),
+    /// What it knows is not so any more.
+    Changes(Vec<Change>),
 }
 
-/// A deputy that serves no files.
+/// A deputy that serves no files: every question is answered with this.
 #[derive(Clone, Copy, Debug)]
-pub struct NoExports;
+pub struct NoFiles(pub Errno);
 
-impl Exports for NoExports {
-    fn open(&self) -> Result<Box<dyn AnswersView>, Errno> {
-        Err(Errno::NOSYS)
+impl Files for NoFiles {
+    fn question(&mut self, link: LinkId, question: Question, out: &mut Vec<(LinkId, Told)>) {
+        if question.what.has_answer() {
+            out.push((link, Told::Answer(refusal(question.id, self.0))));
+        }
     }
+
+    fn changes(&mut self, _: &mut Vec<(LinkId, Told)>) {}
+
+    fn watch_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn tick(&mut self, _: Instant, _: &mut Vec<(LinkId, Told)>) {}
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn close(&mut self, _: LinkId) {}
+
+    fn wrote(&mut self, _: BorrowedFd<'_>) {}
 }
 
-/// The questions of one link.
+/// The questions of one link that wait.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    waiting: VecDeque<ViewQuestion>,
-    export: Option<Box<dyn AnswersView>>,
+    waiting: VecDeque<Question>,
+    /// What they bring.
+    bytes: usize,
 }
 
 impl Questions {
-    pub(super) fn take(&mut self, question: ViewQuestion, carrier: &mut Carrier) {
-        if self.waiting.len() < MAX_QUESTIONS {
-            self.waiting.push_back(question);
-        } else {
-            carrier.fail(CarrierError::TooManyQuestions);
-        }
+    pub(super) fn take(&mut self, question: Question) {
+        self.bytes += brought(&question);
+        self.waiting.push_back(question);
     }
 
-    /// Answers some. A question that may be `entitled` soon stays (`undecided`).
-    fn answer(
-        &mut self,
-        exports: &dyn Exports,
-        (entitled, undecided): (bool, bool),
-        carrier: &mut Carrier,
-    ) {
-        let mut bytes = 0;
-        for _ in 0..ANSWERS_PER_TURN {
-            if bytes >= BYTES_PER_TURN || carrier.is_congested() {
-                return;
-            }
-            let Some(question) = self.waiting.front() else {
-                return;
-            };
-            let gives_back = matches!(question.what, ViewAsk::Forget { .. });
-            if undecided && !entitled && !gives_back {
-                return;
-            }
-            let Some(question) = self.waiting.pop_front() else {
-                return;
-            };
-            let id = question.id;
-            let answer = if entitled || (gives_back && self.export.is_some()) {
-                match self.export(exports) {
-                    Ok(export) => export.answer(question),
-                    Err(errno) => refusal(id, errno),
-                }
-            } else {
-                refusal(id, Errno::ACCESS)
-            };
-            if let Ok(ViewReply::Data(data)) = &answer.result {
-                bytes += data.len();
-            }
-            carrier.say(&Relay::View(answer));
-        }
+    /// Whether the link should wait with more.
+    pub(super) fn are_many(&self) -> bool {
+        self.waiting.len() >= MAX_QUESTIONS || self.bytes >= MAX_QUESTION_BYTES
     }
 
-    fn export(&mut self, exports: &dyn Exports) -> Result<&mut Box<dyn AnswersView>, Errno> {
-        match &mut self.export {
-            Some(export) => Ok(export),
-            none => Ok(none.insert(exports.open()?)),
-        }
+    fn pop(&mut self) -> Option<Question> {
+        let question = self.waiting.pop_front()?;
+        self.bytes -= brought(&question);
+        Some(question)
     }
 }
 
-fn refusal(id: u64, errno: Errno) -> ViewAnswer {
-    ViewAnswer {
+/// Bytes that come with a question.
+fn brought(question: &Question) -> usize {
+    match &question.what {
+        Ask::Write { data, .. } => data.len(),
+        Ask::SetXattr { value, .. } => value.len(),
+        _ => 0,
+    }
+}
+
+/// Bytes that go with an answer.
+fn carried(told: &Told) -> usize {
+    match told {
+        Told::Answer(Answer {
+            result:
+                Ok(
+                    Reply::Data(Content(bytes))
+                    | Reply::Opened {
+                        content: Some(Content(bytes)),
+                        ..
+                    },
+                ),
+            ..
+        }) => bytes.len(),
+        _ => 0,
+    }
+}
+
+fn refusal(id: u64, errno: Errno) -> Answer {
+    Answer {
         id,
         result: Err(errno.raw_os_error()),
     }
@@ -130,29 +164,121 @@ impl Deputy {
             .filter(|(id, link)| self.can_answer(**id, link))
             .map(|(id, _)| *id)
             .collect();
+        let mut touched = BTreeSet::new();
         for id in ready {
-            let entitled = self.is_entitled(id);
+            self.answer_some(id, &mut touched);
+        }
+        self.settle_all(&touched);
+    }
+
+    fn answer_some(&mut self, id: LinkId, touched: &mut BTreeSet<LinkId>) {
+        let entitled = self.is_entitled(id);
+        let mut out = Vec::new();
+        let mut bytes = 0;
+        for _ in 0..ANSWERS_PER_TURN {
+            let Some(link) = self.links.get_mut(&id) else {
+                return;
+            };
+            if bytes >= BYTES_PER_TURN || !link.may_be_answered(entitled) {
+                return;
+            }
+            let Some(question) = link.questions.pop() else {
+                return;
+            };
+            touched.insert(id);
+            bytes += brought(&question);
+            if entitled || !question.what.has_answer() || self.is_part_of_check(id, &question.what)
+            {
+                self.files.question(id, question, &mut out);
+            } else {
+                let refusal = refusal(question.id, Errno::ACCESS);
+                out.push((id, Told::Answer(refusal)));
+            }
+            bytes += out.iter().map(|(_, told)| carried(told)).sum::<usize>();
+            self.deliver(&mut out, touched);
+        }
+    }
+
+    /// Tells what has changed by other hands.
+    pub(super) fn tell_changes(&mut self) {
+        let mut out = Vec::new();
+        self.files.changes(&mut out);
+        self.tell(out);
+    }
+
+    /// Lets the files do what is due.
+    pub(super) fn tick_files(&mut self) {
+        let now = Instant::now();
+        if self.files.deadline().is_some_and(|at| at <= now) {
+            let mut out = Vec::new();
+            self.files.tick(now, &mut out);
+            self.tell(out);
+        }
+    }
+
+    fn tell(&mut self, mut out: Vec<(LinkId, Told)>) {
+        let mut touched = BTreeSet::new();
+        self.deliver(&mut out, &mut touched);
+        self.settle_all(&touched);
+    }
+
+    /// Queues it. A link that is gone needs none of it. Changes are told to links without a task
+    /// too: they say nothing of files that such a link has not been told of, and keep right what
+    /// its node has in store for the next task.
+    fn deliver(&mut self, out: &mut Vec<(LinkId, Told)>, touched: &mut BTreeSet<LinkId>) {
+        for (id, told) in out.drain(..) {
             let Some(link) = self.links.get_mut(&id) else {
                 continue;
             };
-            let undecided = link.is_undecided();
-            let rights = (entitled, undecided);
-            link.questions
-                .answer(&*self.exports, rights, &mut link.carrier);
+            touched.insert(id);
+            match told {
+                Told::Answer(answer) => link.carrier.say(&Relay::Answer(answer)),
+                Told::Changes(changes) if changes.len() <= MAX_CHANGES => {
+                    link.carrier.say(&Relay::Changed(changes));
+                }
+                Told::Changes(changes) => {
+                    for part in changes.chunks(MAX_CHANGES) {
+                        link.carrier.say(&Relay::Changed(part.to_vec()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle_all(&mut self, touched: &BTreeSet<LinkId>) {
+        for &id in touched {
             self.settle(id);
         }
     }
 
     fn can_answer(&self, id: LinkId, link: &Link) -> bool {
-        let Some(next) = link.questions.waiting.front() else {
-            return false;
-        };
-        let gives_back = matches!(next.what, ViewAsk::Forget { .. });
-        !link.carrier.is_congested() && (gives_back || !link.is_undecided() || self.is_entitled(id))
+        !link.questions.waiting.is_empty() && link.may_be_answered(self.is_entitled(id))
     }
 
     /// A node sees a user's files only while it runs something of that user's (S3).
     fn is_entitled(&self, id: LinkId) -> bool {
         self.tasks.values().any(|task| task.link == Some(id))
+    }
+}
+
+impl Deputy {
+    /// While the user has a node's view checked, it may look at files without running anything.
+    fn is_part_of_check(&self, id: LinkId, what: &Ask) -> bool {
+        let looks = matches!(what, Ask::Attributes { .. } | Ask::Lookup { .. });
+        let node = self.links.get(&id).and_then(|link| link.node);
+        let until = node.and_then(|node| self.checks.get(&node));
+        looks && until.is_some_and(|until| Instant::now() < *until)
+    }
+}
+
+impl Link {
+    /// Whether its first question need not wait: for room, or for the head to say whether the
+    /// link may ask. Nothing is asked by giving back.
+    fn may_be_answered(&self, entitled: bool) -> bool {
+        let Some(next) = self.questions.waiting.front() else {
+            return false;
+        };
+        !self.carrier.is_congested()
+            && (entitled || !next.what.has_answer() || !self.is_undecided())
     }
 }

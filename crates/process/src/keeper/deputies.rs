@@ -20,12 +20,17 @@ use wiglaf_wire::keeper::FromKeeper;
 use wiglaf_wire::launch::Credential;
 
 use super::daemon::{log, set_title, take_signals_back};
+use super::marking::{self, Marker, Unmarked};
+use super::marks::Marks;
 use super::{Keeper, Watched};
 
 /// Exit code of a deputy that could not take its user's rights, and so had none at all.
 const EXIT_NO_RIGHTS: i32 = 77;
 /// Exit code of one that panicked.
 const EXIT_PANICKED: i32 = 70;
+/// Most deputies that watch the head's files. The kernel gives each user, also root, 128 groups
+/// (`/proc/sys/fs/fanotify/max_user_groups`), and others of root's programs want some.
+const MAX_WATCHING: usize = 96;
 /// How often deputies that were asked to end are looked at.
 const END_POLL: Duration = Duration::from_millis(10);
 /// The one byte that a channel's descriptor travels with.
@@ -37,6 +42,7 @@ struct Deputy {
     pidfd: OwnedFd,
     control: OwnedFd,
     token: Token,
+    marker: Option<Marker>,
 }
 
 /// All that live.
@@ -49,6 +55,11 @@ impl Deputies {
             .iter()
             .map(|(number, deputy)| (*number, deputy.credential.clone()))
             .collect()
+    }
+
+    /// What the deputy's file systems are marked with, if they are.
+    pub(super) fn marker(&mut self, number: DeputyId) -> Option<&mut Marker> {
+        self.0.get_mut(&number)?.marker.as_mut()
     }
 
     pub(super) fn numbers(&self) -> Vec<DeputyId> {
@@ -80,7 +91,7 @@ impl Deputies {
 }
 
 const SIGTERM: i32 = 15;
-const SIGKILL: i32 = 9;
+pub(super) const SIGKILL: i32 = 9;
 
 impl Keeper {
     /// Forks; what is returned is for the child, which has to leave the keeper's code at once.
@@ -123,12 +134,14 @@ impl Keeper {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        let (kept, unmarked) = self.prepare_marks(number).unzip();
         let (pid, pidfd) = match process::fork()? {
             Fork::Parent { pid, pidfd } => (pid, pidfd),
             Fork::Child => {
                 return Ok(Some(Newborn {
                     control: theirs,
                     credential,
+                    unmarked,
                 }));
             }
         };
@@ -138,6 +151,10 @@ impl Keeper {
                 let _ = process::pidfd_send_signal(&pidfd, SIGKILL);
                 let _ = process::wait(pid, false);
             })?;
+        let marker = kept.and_then(|(group, socket)| {
+            let token = self.watch(&socket, Watched::Looks(number));
+            token.ok().map(|token| Marker::new(group, socket, token))
+        });
         self.deputies.0.insert(
             number,
             Deputy {
@@ -146,9 +163,22 @@ impl Keeper {
                 pidfd,
                 control,
                 token,
+                marker,
             },
         );
         Ok(None)
+    }
+
+    /// Without, the deputy looks at each file whenever somebody asks.
+    fn prepare_marks(&self, number: DeputyId) -> Option<(marking::Kept, Unmarked)> {
+        self.config.service?;
+        if self.deputies.0.len() >= MAX_WATCHING {
+            log(&format!("deputy {number} watches no files: others do"));
+            return None;
+        }
+        marking::prepare()
+            .inspect_err(|errno| log(&format!("deputy {number} watches no files: {errno}")))
+            .ok()
     }
 
     /// A fresh socket pair between the head, if there is one, and the deputy.
@@ -188,6 +218,9 @@ impl Keeper {
         };
         let _ = self.poll.remove(&deputy.pidfd);
         self.watched.remove(&deputy.token);
+        if let Some(marker) = deputy.marker {
+            self.forget_marker(&marker);
+        }
         let how = match process::wait(deputy.pid, true) {
             Ok(Some(change)) => in_words(change.state),
             Ok(None) => "it ended".to_owned(),
@@ -238,10 +271,22 @@ fn in_words(state: ChildState) -> String {
     }
 }
 
+/// What a deputy has when its life begins.
+#[derive(Debug)]
+pub struct Outfit {
+    /// The keeper's control socket.
+    pub control: OwnedFd,
+    /// Directories that no node may see.
+    pub hidden: Vec<PathBuf>,
+    /// What it watches files with, if it can.
+    pub marks: Option<Marks>,
+}
+
 /// A fork of the keeper that is to be a deputy.
 pub(super) struct Newborn {
     control: OwnedFd,
     credential: Credential,
+    unmarked: Option<Unmarked>,
 }
 
 impl Newborn {
@@ -249,10 +294,11 @@ impl Newborn {
     pub(super) fn live(
         self,
         service: Option<(u32, u32)>,
-        main: fn(OwnedFd, Vec<PathBuf>) -> !,
+        main: fn(Outfit) -> !,
         hidden: Vec<PathBuf>,
     ) -> ! {
         let life = std::panic::AssertUnwindSafe(|| {
+            let marks = self.unmarked.and_then(Unmarked::mark);
             if let Err(reason) = take_rights(&self.credential, service) {
                 log(&format!(
                     "a deputy for uid {} can't start: {reason}",
@@ -260,7 +306,11 @@ impl Newborn {
                 ));
                 std::process::exit(EXIT_NO_RIGHTS);
             }
-            main(self.control, hidden)
+            main(Outfit {
+                control: self.control,
+                hidden,
+                marks,
+            })
         });
         let _ = std::panic::catch_unwind(life);
         std::process::exit(EXIT_PANICKED)

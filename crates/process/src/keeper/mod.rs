@@ -2,12 +2,15 @@
 //! parent of the deputies, and gives both back to a restarted head.
 //!
 //! It is single-threaded, because ptrace is per thread and because it forks. `ghost` decides
-//! (pure), `traced` does what it decided, `deputies` and `daemon` are the rest of the shell.
+//! (pure), `traced` does what it decided, `deputies`, `marks` and `daemon` are the rest of the
+//! shell.
 
 mod daemon;
 mod deputies;
 mod ghost;
 mod held;
+mod marking;
+mod marks;
 mod seize;
 mod traced;
 
@@ -27,8 +30,11 @@ use wiglaf_wire::launch::Credential;
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
 use self::daemon::log;
+pub use self::deputies::Outfit;
 use self::deputies::{Deputies, Newborn};
 use self::ghost::Event;
+use self::marking::Marking;
+pub use self::marks::{Marks, Unwatched, mark_all, unwatched};
 use self::traced::{Asked, Traced};
 
 /// A ghost that was told to end has this long; then it is killed.
@@ -53,9 +59,8 @@ pub struct KeeperConfig {
     /// User and group that deputies run as while they have a caller's rights. `None` when the
     /// cluster is rootless: then they are ordinary processes of its one user.
     pub service: Option<(u32, u32)>,
-    /// A deputy's life: what a forked child does once it has its rights, with its control socket.
-    /// The second is [`KeeperConfig::hidden`].
-    pub deputy: fn(OwnedFd, Vec<PathBuf>) -> !,
+    /// A deputy's life: what a forked child does once it has its rights.
+    pub deputy: fn(Outfit) -> !,
     /// Directories that no node may see.
     pub hidden: Vec<PathBuf>,
 }
@@ -101,11 +106,14 @@ pub fn run(config: KeeperConfig) -> Result<(), KeeperError> {
             keeper.leave();
             Ok(())
         }
-        Outcome::Child(newborn) => {
+        Outcome::Child(child) => {
             // Closes all that is the keeper's. A ghost would not see the keeper's end while its
             // control socket lived on in a deputy.
             drop(keeper);
-            newborn.live(service, deputy, hidden)
+            match child {
+                ForkedChild::Deputy(newborn) => newborn.live(service, deputy, hidden),
+                ForkedChild::Marking(marking) => marking.mark(),
+            }
         }
     }
 }
@@ -122,6 +130,10 @@ enum Watched {
     /// Seized by mistake, and dead before it could be let go.
     Released(i32),
     Deputy(DeputyId),
+    /// A deputy's questions about the mount table.
+    Looks(DeputyId),
+    /// A fork that looks at the mount table for a deputy.
+    Marking(DeputyId, i32),
 }
 
 /// How [`Keeper::serve`] returns, and in which process.
@@ -129,7 +141,13 @@ enum Outcome {
     /// The keeper has done its work.
     Shutdown,
     /// This is a fork of the keeper.
-    Child(Newborn),
+    Child(ForkedChild),
+}
+
+/// What a fork of the keeper is to be.
+enum ForkedChild {
+    Deputy(Newborn),
+    Marking(Marking),
 }
 
 type HeadChannel = Channel<ToKeeper, FromKeeper>;
@@ -155,6 +173,10 @@ struct Keeper {
     deputies: Deputies,
     /// Asked for, and forked at the top of the loop: a child must not find itself in mid-message.
     wanted_deputies: VecDeque<(DeputyId, Credential)>,
+    /// The deputies for which the mount table is to be looked at, likewise.
+    wanted_marks: VecDeque<DeputyId>,
+    /// The forks that look now.
+    markings: BTreeMap<i32, OwnedFd>,
     watched: BTreeMap<Token, Watched>,
     next_token: u64,
     /// When `Shutdown` came.
@@ -187,6 +209,8 @@ impl Keeper {
             released: BTreeMap::new(),
             deputies: Deputies::default(),
             wanted_deputies: VecDeque::new(),
+            wanted_marks: VecDeque::new(),
+            markings: BTreeMap::new(),
             watched: BTreeMap::new(),
             next_token: FIRST_DYNAMIC_TOKEN,
             shutdown: None,
@@ -214,7 +238,12 @@ impl Keeper {
             more_stops = self.look_at_stops();
             while let Some((number, credential)) = self.wanted_deputies.pop_front() {
                 if let Some(newborn) = self.start_deputy(number, credential) {
-                    return Ok(Outcome::Child(newborn));
+                    return Ok(Outcome::Child(ForkedChild::Deputy(newborn)));
+                }
+            }
+            while let Some(number) = self.wanted_marks.pop_front() {
+                if let Some(marking) = self.start_marking(number) {
+                    return Ok(Outcome::Child(ForkedChild::Marking(marking)));
                 }
             }
             self.kill_overdue();
@@ -232,6 +261,8 @@ impl Keeper {
                 Some(Watched::Ghost(task)) => self.ghost_died(task),
                 Some(Watched::Released(pid)) => self.forget_released(pid),
                 Some(Watched::Deputy(deputy)) => self.deputy_ended(deputy),
+                Some(Watched::Looks(deputy)) => self.deputy_asks_to_look(deputy),
+                Some(Watched::Marking(deputy, pid)) => self.marking_ended(token, deputy, pid),
                 None => {}
             },
         }
@@ -511,6 +542,7 @@ impl Keeper {
 
     /// After the last ghost.
     fn leave(&mut self) {
+        self.kill_markings();
         self.deputies.end_all(DEPUTY_END_TIMEOUT);
         let _ = std::fs::remove_file(&self.config.socket);
         if let Some(head) = &mut self.head {

@@ -29,9 +29,6 @@ pub(crate) enum CarrierError {
     /// The peer broke the agreement on a stream.
     #[error(transparent)]
     Flow(#[from] FlowError),
-    /// The peer asks without waiting for answers.
-    #[error("the node asks too much of the view at once")]
-    TooManyQuestions,
 }
 
 /// A link, errors kept: whoever writes to a broken link goes on, and its owner looks once.
@@ -39,7 +36,9 @@ pub(crate) enum CarrierError {
 pub(crate) struct Carrier {
     tls: TlsLink<Relay, Relay>,
     token: Token,
-    waits_for_room: bool,
+    interest: Interest,
+    /// Nothing more is read for now.
+    is_paused: bool,
     failed: Option<CarrierError>,
     /// Streams that stopped reading because the link was congested, in their order.
     pub(crate) stalled: VecDeque<(TaskId, Stream)>,
@@ -63,7 +62,8 @@ impl Carrier {
         Ok(Carrier {
             tls,
             token,
-            waits_for_room: false,
+            interest: Interest::Read,
+            is_paused: false,
             failed: None,
             stalled,
         })
@@ -103,6 +103,11 @@ impl Carrier {
         self.note(result);
     }
 
+    /// Whether the peer has to wait with what it sends; heeded by [`Carrier::settle`].
+    pub(crate) fn pause(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+    }
+
     /// The next frame; those that came before a failure are still given.
     pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<'_, Relay>>, LinkError> {
         self.tls.next_frame()
@@ -115,10 +120,9 @@ impl Carrier {
         }
         let result = self.tls.flush();
         self.note(result);
-        let waits = self.tls.wants_write();
-        if waits != self.waits_for_room {
-            self.waits_for_room = waits;
-            let interest = Interest::read_and(waits);
+        let interest = Interest::of(!self.is_paused, self.tls.wants_write());
+        if interest != self.interest {
+            self.interest = interest;
             let result = poll.modify(&self.tls, self.token, interest);
             self.note(result.map_err(LinkError::from));
         }

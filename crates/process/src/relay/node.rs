@@ -19,15 +19,17 @@ use wiglaf_link::{Poll, Ready, Token};
 use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
-use wiglaf_wire::stream::{Relay, Stream, ViewAnswer};
+use wiglaf_wire::stream::{Relay, Stream};
+use wiglaf_wire::view::{Answer, Change};
 
 use super::buffers::Buffers;
 use super::streams::Streams;
 use dial::{Link, State};
 pub use stdio::ChildStdio;
 
-/// How long a link is kept after its last task: the next command of the same user finds it.
-pub const LINK_LINGER: Duration = Duration::from_secs(30);
+/// How long a link is kept after its last task: the next command of the same user finds it, and
+/// what the node knows of the head's files stays right meanwhile.
+pub const LINK_LINGER: Duration = Duration::from_secs(600);
 /// A link that can't be had again for so long is given up, and its tasks with it.
 pub const RELINK_LIMIT: Duration = Duration::from_secs(60);
 
@@ -70,7 +72,9 @@ pub enum RelayEvent {
     /// The task can't be served: its deputy refuses it, or can't be reached.
     Lost(TaskId, String),
     /// A deputy answers a question of the view.
-    Answered(DeputyId, ViewAnswer),
+    Answered(DeputyId, Answer),
+    /// A deputy says what has changed of what it told, in its place among the answers.
+    Changed(DeputyId, Vec<Change>),
 }
 
 /// The agent's end of all relays.
@@ -404,11 +408,18 @@ impl NodeRelay {
                 }
             };
             heard = true;
-            if let Relay::View(answer) = message {
-                link.questions.answered();
-                events.push(RelayEvent::Answered(deputy, answer));
-                continue;
-            }
+            let message = match message {
+                Relay::Answer(answer) => {
+                    link.questions.answered(answer.id);
+                    events.push(RelayEvent::Answered(deputy, answer));
+                    continue;
+                }
+                Relay::Changed(changes) => {
+                    events.push(RelayEvent::Changed(deputy, changes));
+                    continue;
+                }
+                message => message,
+            };
             let Some(task) = task_of(&message) else {
                 continue;
             };
@@ -538,6 +549,6 @@ fn task_of(message: &Relay) -> Option<TaskId> {
         | Relay::Passed { task, .. }
         | Relay::Broken { task, .. }
         | Relay::Resize { task, .. } => Some(*task),
-        Relay::View(_) | Relay::Ask(_) => None,
+        Relay::Ask(_) | Relay::Answer(_) | Relay::Changed(_) => None,
     }
 }

@@ -338,6 +338,11 @@ impl Sink {
         self.flow.received()
     }
 
+    /// How many bytes have been written.
+    pub(crate) fn written(&self) -> u64 {
+        self.flow.passed()
+    }
+
     /// Whether everything before `offset` is written, or can't be.
     pub(crate) fn has_written(&self, offset: u64) -> bool {
         self.flow.is_broken() || self.flow.passed() >= offset

@@ -14,7 +14,7 @@ use rustix::net::{
     socketpair,
 };
 use wiglaf_link::{Authority, Channel, Interest, Poll, Role, Token, client_config};
-use wiglaf_process::deputy::{self, CONTROL_CHANNEL, CONTROL_END, Exports, NoExports};
+use wiglaf_process::deputy::{self, CONTROL_CHANNEL, CONTROL_END, Files, NoFiles};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, TaskId};
@@ -64,13 +64,13 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> Rig {
-        Rig::serving(|| Box::new(NoExports))
+        Rig::serving(|| Box::new(NoFiles(rustix::io::Errno::NOSYS)))
     }
 
-    pub(crate) fn serving(exports: fn() -> Box<dyn Exports>) -> Rig {
+    pub(crate) fn serving(files: impl FnOnce() -> Box<dyn Files> + Send + 'static) -> Rig {
         let authority = Authority::create("test").unwrap();
         let (keeper, control) = sockets();
-        let deputy = std::thread::spawn(move || deputy::serve_with(control, exports()).unwrap());
+        let deputy = std::thread::spawn(move || deputy::serve_with(control, files()).unwrap());
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let poll = Poll::new().unwrap();

@@ -1,17 +1,19 @@
-//! The few files that are open for reading at a time.
+//! The few files that are open for reading without a node having a handle for them.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use rustix::io::Errno;
+use wiglaf_wire::view::FileId;
 
 /// Most files that are kept open between reads.
 const MAX_OPENED: usize = 128;
 
-/// Open files by their number in the table; the one unused for longest makes room.
+/// Open files by their number; the one unused for longest makes room.
 #[derive(Debug, Default)]
 pub(super) struct Opened {
-    files: HashMap<u64, (OwnedFd, u64)>,
+    files: HashMap<FileId, (Rc<OwnedFd>, u64)>,
     /// Counts uses.
     clock: u64,
 }
@@ -20,24 +22,28 @@ impl Opened {
     /// The open file of this number, opened now if it is not.
     pub(super) fn get(
         &mut self,
-        number: u64,
+        number: FileId,
         open: impl FnOnce() -> Result<OwnedFd, Errno>,
-    ) -> Result<BorrowedFd<'_>, Errno> {
+    ) -> Result<Rc<OwnedFd>, Errno> {
         self.clock += 1;
-        let clock = self.clock;
-        if !self.files.contains_key(&number) {
-            let opened = open()?;
-            self.make_room();
-            self.files.insert(number, (opened, clock));
+        if let Some((file, used)) = self.files.get_mut(&number) {
+            *used = self.clock;
+            return Ok(Rc::clone(file));
         }
-        let opened = self.files.get_mut(&number).ok_or(Errno::STALE)?;
-        opened.1 = clock;
-        Ok(opened.0.as_fd())
+        let opened = Rc::new(open()?);
+        self.make_room();
+        self.files.insert(number, (Rc::clone(&opened), self.clock));
+        Ok(opened)
     }
 
     /// Closes the file of this number.
-    pub(super) fn drop(&mut self, number: u64) {
+    pub(super) fn drop(&mut self, number: FileId) {
         self.files.remove(&number);
+    }
+
+    /// Closes all.
+    pub(super) fn clear(&mut self) {
+        self.files.clear();
     }
 
     fn make_room(&mut self) {

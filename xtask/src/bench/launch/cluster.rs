@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::groups::Group;
-use super::stage::Stage;
-use crate::run;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::stage::Stage;
 
 const UP_TIMEOUT: Duration = Duration::from_secs(90);
 const SHOWN_LOG_LINES: usize = 5;
@@ -114,21 +113,4 @@ fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // After the name, which may contain anything, come the state and the parent.
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
-}
-
-/// The released binary.
-pub(super) fn build() -> Result<PathBuf> {
-    let mut command = run::cargo();
-    command.args(["build", "--release", "--locked", "--package", "wiglaf"]);
-    run::check(&mut command)?;
-    command.args(["--quiet", "--message-format", "json"]);
-    let messages = run::output(&mut command)?;
-    let executable = cargo_metadata::Message::parse_stream(messages.as_bytes())
-        .filter_map(|message| match message {
-            Ok(cargo_metadata::Message::CompilerArtifact(artifact)) => artifact.executable,
-            _ => None,
-        })
-        .last()
-        .context("cargo named no executable of the package `wiglaf`")?;
-    Ok(executable.into_std_path_buf())
 }

@@ -7,14 +7,14 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Effort;
-use super::child::spawn;
 use super::cluster::Cluster;
-use super::groups::Group;
 use super::memory::Snapshot;
 use super::peers::Peers;
-use super::report::Report;
-use super::stage::Stage;
-use super::statistics::Samples;
+use crate::bench::ground::child::spawn;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::report::Report;
+use crate::bench::ground::stage::Stage;
+use crate::bench::ground::statistics::Samples;
 
 /// For all to have started.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

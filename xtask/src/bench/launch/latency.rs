@@ -7,11 +7,11 @@ use anyhow::Result;
 
 use super::Effort;
 use super::cluster::Cluster;
-use super::groups::Group;
 use super::peers::Peers;
-use super::report::Report;
-use super::stage::Stage;
-use super::statistics::Samples;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::report::Report;
+use crate::bench::ground::stage::Stage;
+use crate::bench::ground::statistics::Samples;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 const WARM_UPS: u32 = 3;

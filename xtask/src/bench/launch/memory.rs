@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::groups::Group;
-use super::stage::Stage;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::stage::Stage;
 
 /// What the kernel has that is not a cache of files. SReclaimable is left out as it is mostly that;
 /// the cgroup's figure has the sockets' inodes that are in it.

@@ -1,22 +1,14 @@
 //! `cargo xtask bench launch`: what a launch costs, beside fork+exec, Hydra, ssh and xargs.
 //!
-//! `stage` is the private ground on which all runs (a folder, cgroups, a watchdog), `sweeper` the
-//! process that clears it away however we end, `cluster` and `peers` the contenders. `latency`,
-//! `width`, `streams` and `ghosts` measure, `report` writes.
+//! `cluster` and `peers` are the contenders; `latency`, `width`, `streams` and `ghosts` measure.
 
-mod child;
 mod cluster;
 mod ghosts;
-mod groups;
 mod latency;
 mod memory;
 mod peers;
-mod report;
 mod sshd;
-mod stage;
-mod statistics;
 mod streams;
-mod sweeper;
 mod width;
 
 use std::path::PathBuf;
@@ -24,13 +16,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use crate::run;
+use crate::bench::ground::report::Report;
+use crate::bench::ground::stage::Stage;
+use crate::bench::ground::{build_wiglaf, packages};
 use cluster::Cluster;
 use peers::Peers;
-use report::Report;
-use stage::Stage;
 
 const TABLE: &str = "docs/benchmarks/launch.md";
+const TITLE: &str = "What a launch costs";
+const INTRODUCTION: &str = "All figures are medians, with the least and the most in parentheses; \
+                            the contenders took turns in the same run.";
 const NODES: u32 = 16;
 
 #[derive(Parser)]
@@ -48,9 +43,6 @@ struct Args {
     /// Measure this binary rather than build one; on standard output only
     #[arg(long, value_name = "WIGLAF")]
     binary: Option<PathBuf>,
-    /// What the benchmark starts to clear up after itself
-    #[arg(long, hide = true, value_name = "PID")]
-    sweep_after: Option<i32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -97,9 +89,6 @@ const QUICK: Effort = Effort {
 
 pub(super) fn run(args: &[String]) -> Result<()> {
     let args = Args::try_parse_from(args).unwrap_or_else(|error| error.exit());
-    if let Some(pid) = args.sweep_after {
-        return sweeper::sweep(pid);
-    }
     if !rustix::process::geteuid().is_root() {
         bail!("run it as root: it needs cgroups, an sshd and an account of its own");
     }
@@ -108,10 +97,10 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let binary = match (&args.binary, args.peers) {
         (_, true) => None,
         (Some(path), false) => Some(path.canonicalize().context("--binary")?),
-        (None, false) => Some(cluster::build()?),
+        (None, false) => Some(build_wiglaf()?),
     };
-    peers::install_missing()?;
-    let mut report = Report::new(&args.command_line());
+    packages::install_missing(peers::PACKAGES)?;
+    let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
     let failures = {
         let stage = Stage::set()?;
         measure(&stage, &args, &effort, binary, &mut report)?
@@ -191,9 +180,4 @@ fn measure(
         stage.check_alive()?;
     }
     Ok(failures)
-}
-
-/// What this command is called in the table.
-fn text_of(command: &std::process::Command) -> String {
-    run::text_of(command)
 }

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::child::spawn;
-use super::groups::Group;
-use super::stage::Stage;
+use crate::bench::ground::child::spawn;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::stage::Stage;
 use crate::run;
 
 pub(super) const PROGRAM: &str = "/usr/sbin/sshd";

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::Effort;
-use super::child::spawn;
 use super::cluster::Cluster;
-use super::groups::Group;
 use super::peers::Peers;
-use super::report::Report;
-use super::stage::Stage;
-use super::statistics::Samples;
-use super::text_of;
+use crate::bench::ground::child::spawn;
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::report::Report;
+use crate::bench::ground::stage::Stage;
+use crate::bench::ground::statistics::Samples;
+use crate::bench::ground::text_of;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Each chunk begins with its number.

@@ -6,11 +6,11 @@ use anyhow::Result;
 
 use super::Effort;
 use super::cluster::Cluster;
-use super::groups::Group;
 use super::peers::Peers;
-use super::report::Report;
-use super::stage::Stage;
-use super::statistics::{Samples, slope};
+use crate::bench::ground::groups::Group;
+use crate::bench::ground::report::Report;
+use crate::bench::ground::stage::Stage;
+use crate::bench::ground::statistics::{Samples, slope};
 
 const COUNTS: [u32; 5] = [1, 2, 4, 8, 16];
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -66,6 +66,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Something that the task wrote did not reach the head, and no program was told.
+    FilesLost {
+        /// The task.
+        task: TaskId,
+        /// What, and why, in words.
+        reason: String,
+    },
     /// Somebody on the node asks the agent to leave.
     LeaveAsked,
     /// Time has passed.
@@ -161,6 +168,18 @@ pub enum Effect {
         /// The signal's number.
         signal: u8,
         /// Whose it must be, if not anybody's.
+        uid: Option<u32>,
+    },
+    /// Answer [`ToAgent::ListViews`].
+    ListViews {
+        /// The request's.
+        request: u64,
+    },
+    /// Answer [`ToAgent::CheckViews`].
+    CheckViews {
+        /// The request's.
+        request: u64,
+        /// Whose views, if not everybody's.
         uid: Option<u32>,
     },
     /// End the agent.

@@ -1,30 +1,35 @@
 //! Questions of the node's view, on the links that the streams go by.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use wiglaf_link::Poll;
 use wiglaf_wire::id::DeputyId;
-use wiglaf_wire::stream::{Relay, ViewQuestion};
+use wiglaf_wire::stream::Relay;
+use wiglaf_wire::view::{Ask, Question};
 
 use super::NodeRelay;
 use super::dial::{Link, State};
 use crate::relay::carrier::Carrier;
 
-/// Questions of one deputy that are not answered yet; more wait here. The deputy allows more.
-const MAX_ASKED: usize = 1024;
+/// Questions of one deputy that are not answered yet; more wait here.
+const MAX_ASKED: u64 = 1024;
 
 /// The questions to one deputy.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     /// Not sent yet, oldest first.
-    unsent: VecDeque<ViewQuestion>,
-    /// Sent and not answered.
-    asked: usize,
+    unsent: VecDeque<Question>,
+    /// Sent and not answered, without those that wait for a lock: what they wait for may be among
+    /// the unsent.
+    asked: u64,
+    waiting_for_locks: HashSet<u64>,
 }
 
 impl Questions {
-    pub(super) fn answered(&mut self) {
-        self.asked = self.asked.saturating_sub(1);
+    pub(super) fn answered(&mut self, id: u64) {
+        if !self.waiting_for_locks.remove(&id) {
+            self.asked = self.asked.saturating_sub(1);
+        }
     }
 
     /// Sends what may be sent.
@@ -33,7 +38,12 @@ impl Questions {
             && !carrier.is_congested()
             && let Some(question) = self.unsent.pop_front()
         {
-            self.asked += 1;
+            match question.what {
+                Ask::Lock { wait: true, .. } => {
+                    self.waiting_for_locks.insert(question.id);
+                }
+                _ => self.asked += u64::from(question.what.has_answer()),
+            }
             carrier.say(&Relay::Ask(question));
         }
     }
@@ -48,7 +58,7 @@ impl NodeRelay {
     /// Asks a deputy. [`RelayEvent::Answered`](super::node::RelayEvent::Answered) follows, or the
     /// deputy is one of [`NodeRelay::take_unlinked`]. `false`: no task here is the deputy's, and
     /// there is no link to it.
-    pub fn ask(&mut self, poll: &Poll, deputy: DeputyId, question: ViewQuestion) -> bool {
+    pub fn ask(&mut self, poll: &Poll, deputy: DeputyId, question: Question) -> bool {
         let Some(link) = self.links.get_mut(&deputy) else {
             return false;
         };

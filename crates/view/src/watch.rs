@@ -1,0 +1,299 @@
+//! What changes on the head by other hands than ours: a `fanotify(7)` group that the keeper made
+//! with root's rights, read by a deputy with its user's.
+//!
+//! Reading until there is nothing left is exact: a change that was complete before is among the
+//! events. What this process does itself is not told, since who does it knows.
+
+use std::collections::HashMap;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use wiglaf_linux::fanotify::{self, Group, MalformedEvent, Record, RecordKind};
+use wiglaf_linux::handle::{self, FileHandle};
+use wiglaf_linux::lease;
+use wiglaf_wire::marks::{FileSystem, Look, MAX_PACKET_BYTES, Marked};
+
+/// Room for the events of one read.
+const READ_BYTES: usize = 64 << 10;
+/// Most reads without a pause; then everything may have changed, and has, nearly.
+const MAX_READS: usize = 4096;
+
+const MOUNTS: &str = "/proc/self/mountinfo";
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// What the keeper gives a deputy to watch with.
+#[derive(Debug)]
+pub struct Marks {
+    /// The group, with a mark on each file system that can be watched.
+    pub group: OwnedFd,
+    /// The mount table, opened before the marks were made. A change of it wakes `poll(2)`.
+    pub mounts: OwnedFd,
+    /// To the keeper, which is asked to look at the mount table again; a packet socket.
+    pub keeper: OwnedFd,
+    /// What is marked.
+    pub file_systems: Vec<FileSystem>,
+}
+
+/// Sees changes of the head's files.
+#[derive(Debug)]
+pub struct Watch {
+    group: Group,
+    mounts: OwnedFd,
+    keeper: OwnedFd,
+    /// Ready when one of the others is.
+    readiness: OwnedFd,
+    /// The mount table once more, for `readiness`: each description tells of a change once.
+    _mounts_again: OwnedFd,
+    /// What events call each device's file system.
+    file_systems: HashMap<u64, [u8; 8]>,
+    /// The number of the last [`Look`], and of the last one that was answered.
+    asked: u64,
+    answered: u64,
+    has_to_ask: bool,
+    is_lost: bool,
+    own_pid: i32,
+    buffer: Vec<u8>,
+}
+
+/// A file, as events name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileKey(Box<[u8]>);
+
+/// What has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A file's attributes, and with `content` what it holds: bytes, or a directory's names.
+    File {
+        /// The file.
+        key: FileKey,
+        /// Whether the content may have changed.
+        content: bool,
+    },
+    /// What a name of a directory is.
+    Name {
+        /// The directory.
+        directory: FileKey,
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// Anything may have changed: events were lost, or something was mounted or unmounted.
+    Lost,
+}
+
+impl Watch {
+    /// Reads a group.
+    ///
+    /// # Errors
+    /// Out of descriptors; no `/proc`.
+    pub fn new(marks: Marks) -> Result<Watch, Errno> {
+        let Marks {
+            group,
+            mounts,
+            keeper,
+            file_systems,
+        } = marks;
+        let again = rustix::fs::open(MOUNTS, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let readiness = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |fd: BorrowedFd<'_>, flags| {
+            epoll::add(&readiness, fd, epoll::EventData::new_u64(0), flags)
+        };
+        add(group.as_fd(), epoll::EventFlags::IN)?;
+        add(keeper.as_fd(), epoll::EventFlags::IN)?;
+        add(again.as_fd(), epoll::EventFlags::PRI)?;
+        Ok(Watch {
+            group: group.into(),
+            mounts,
+            keeper,
+            readiness,
+            _mounts_again: again,
+            file_systems: by_device(&file_systems),
+            asked: 0,
+            answered: 0,
+            has_to_ask: false,
+            is_lost: false,
+            own_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            buffer: vec![0; READ_BYTES],
+        })
+    }
+
+    /// Readable when [`Watch::drain`] has something to tell.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.readiness.as_fd()
+    }
+
+    /// Tells everything that was complete before the call and has not been told.
+    pub fn drain(&mut self, each: &mut dyn FnMut(Event)) {
+        self.look_at_mounts();
+        self.hear_keeper();
+        let lost = std::mem::take(&mut self.is_lost);
+        if self.drain_group(each) || lost {
+            each(Event::Lost);
+        }
+    }
+
+    /// What events will call an open file, which may be open with `O_PATH` only. `None`: nobody
+    /// will say when it changes.
+    pub fn key(&mut self, file: BorrowedFd<'_>) -> Option<FileKey> {
+        let device = rustix::fs::fstat(file).ok()?.st_dev;
+        let fsid = *self.file_systems.get(&device)?;
+        let handle = handle::handle_of(file).ok()?;
+        self.is_sure().then(|| FileKey::of_handle(fsid, &handle))
+    }
+
+    /// What events will call the file that a name in a directory is; a symbolic link itself.
+    pub fn key_at(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Option<FileKey> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let device = rustix::fs::statat(directory, name, flags).ok()?.st_dev;
+        let fsid = *self.file_systems.get(&device)?;
+        let handle = handle::handle_at(directory, name).ok()?;
+        self.is_sure().then(|| FileKey::of_handle(fsid, &handle))
+    }
+
+    /// Whether the mount table is the one of which the keeper has spoken. Asked after a file was
+    /// looked at, so that what was seen of it is good.
+    fn is_sure(&mut self) -> bool {
+        self.look_at_mounts();
+        self.asked == self.answered
+    }
+
+    /// A file system that was mounted since may be without a mark, though one of the same
+    /// numbers had one. What was told is not wrong for that, but a path may lead elsewhere.
+    fn look_at_mounts(&mut self) {
+        let mut fds = [PollFd::new(&self.mounts, PollFlags::PRI)];
+        if matches!(poll(&mut fds, Some(&AT_ONCE)), Ok(0)) {
+            return;
+        }
+        self.is_lost = true;
+        self.asked += 1;
+        self.ask_keeper();
+    }
+
+    fn ask_keeper(&mut self) {
+        let look = Look { number: self.asked };
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = postcard::to_allocvec(&look)
+            .is_ok_and(|bytes| rustix::net::send(&self.keeper, &bytes, flags).is_ok());
+        // A keeper that is busy is asked again. Without one nothing is sure any more, and the
+        // deputy will hear of that.
+        self.has_to_ask = !sent;
+    }
+
+    fn hear_keeper(&mut self) {
+        if self.asked == self.answered {
+            return;
+        }
+        if self.has_to_ask {
+            self.ask_keeper();
+        }
+        let mut packet = vec![0; MAX_PACKET_BYTES];
+        while let Ok((length @ 1.., _)) =
+            rustix::net::recv(&self.keeper, &mut packet[..], RecvFlags::DONTWAIT)
+        {
+            if let Ok(marked) = postcard::from_bytes::<Marked>(&packet[..length])
+                && marked.number == self.asked
+            {
+                self.file_systems = by_device(&marked.file_systems);
+                self.answered = self.asked;
+            }
+        }
+    }
+
+    /// Returns whether events were lost.
+    fn drain_group(&mut self, each: &mut dyn FnMut(Event)) -> bool {
+        let mut lost = false;
+        for _ in 0..MAX_READS {
+            let bytes = match self.group.read(&mut self.buffer) {
+                Ok([]) | Err(Errno::AGAIN) => return lost,
+                Ok(bytes) => bytes,
+                Err(Errno::INTR) => continue,
+                Err(_) => return true,
+            };
+            for event in fanotify::events(bytes) {
+                lost |= match event {
+                    Ok(event) if event.mask & fanotify::OVERFLOW != 0 => true,
+                    Ok(event) if event.pid == self.own_pid => false,
+                    Ok(event) => tell(&event, each).is_err(),
+                    Err(MalformedEvent) => true,
+                };
+            }
+        }
+        true
+    }
+}
+
+impl FileKey {
+    fn of_handle(fsid: [u8; 8], handle: &FileHandle) -> FileKey {
+        FileKey::new(fsid, handle.kind(), handle.bytes())
+    }
+
+    fn new(fsid: [u8; 8], kind: i32, handle: &[u8]) -> FileKey {
+        let mut bytes = Vec::with_capacity(12 + handle.len());
+        bytes.extend_from_slice(&fsid);
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(handle);
+        FileKey(bytes.into_boxed_slice())
+    }
+}
+
+impl From<Record<'_>> for FileKey {
+    fn from(record: Record<'_>) -> FileKey {
+        FileKey::new(record.fsid, record.handle_kind, record.handle)
+    }
+}
+
+fn by_device(file_systems: &[FileSystem]) -> HashMap<u64, [u8; 8]> {
+    let pairs = file_systems.iter().map(|one| (one.device, one.fsid));
+    pairs.collect()
+}
+
+const CONTENT: u64 = fanotify::MODIFY | fanotify::CLOSE_WRITE;
+const REMOVAL: u64 = fanotify::DELETE | fanotify::MOVED_FROM | fanotify::MOVED_TO;
+const NAMES: u64 = fanotify::CREATE | REMOVAL;
+
+/// Says in our words what happened. What names no file can't be said.
+fn tell(event: &fanotify::Event<'_>, each: &mut dyn FnMut(Event)) -> Result<(), MalformedEvent> {
+    let (mut file, mut directory) = (None, None);
+    for record in event.records() {
+        let record = record?;
+        match record.kind {
+            RecordKind::File => file = Some(record),
+            RecordKind::Directory => directory = Some(record),
+        }
+    }
+    // What happens to a directory itself comes with the name `.` or none.
+    let itself = directory.filter(|record| matches!(record.name, None | Some(b".")));
+    if event.mask & NAMES != 0 {
+        let directory = directory.ok_or(MalformedEvent)?;
+        let name = directory.name.ok_or(MalformedEvent)?.to_vec();
+        let key = FileKey::from(directory);
+        each(Event::File {
+            key: key.clone(),
+            content: true,
+        });
+        each(Event::Name {
+            directory: key,
+            name,
+        });
+    }
+    let content = event.mask & CONTENT != 0;
+    if content || event.mask & (fanotify::ATTRIB | REMOVAL) != 0 {
+        let key = FileKey::from(file.or(itself).ok_or(MalformedEvent)?);
+        each(Event::File { key, content });
+    }
+    Ok(())
+}
+
+/// Whether anybody, this process too, has a file open for writing, or still mapped after that:
+/// then it may change without an event. `file` is open for reading. Yes, if it can't be told.
+#[must_use]
+pub fn is_being_written(file: BorrowedFd<'_>) -> bool {
+    lease::is_open_for_writing(file).unwrap_or(true)
+}
