@@ -18,7 +18,8 @@ pub const BUFFER_BYTES: usize = MAX_TRANSFER_BYTES as usize + 4096;
 const DEVICE: &str = "/dev/fuse";
 /// What is mounted, as `mount` shows it.
 const SOURCE: &str = "wiglaf";
-const FILE_SYSTEM_TYPE: &str = "fuse.wiglaf";
+/// The type of all mounts, as `/proc/PID/mountinfo` shows it.
+pub const FILE_SYSTEM_TYPE: &str = "fuse.wiglaf";
 
 /// How a mount is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,7 +26,9 @@ mod outbox;
 mod reply;
 mod request;
 
-pub use device::{BUFFER_BYTES, Device, DeviceError, MountError, Options, unmount};
+pub use device::{
+    BUFFER_BYTES, Device, DeviceError, FILE_SYSTEM_TYPE, MountError, Options, unmount,
+};
 pub use directory::DirectoryBuffer;
 pub use init::{InitReply, InitRequest, Unsupported};
 pub use notification::Notification;

@@ -222,6 +222,37 @@ pub fn fork() -> Result<Fork, Errno> {
     }
 }
 
+/// Makes a child that does `life` and ends, with no descriptor of ours and with all signals
+/// blocked. The caller may have several threads, so `life` must take no lock, which one of them
+/// may have held: the allocator is the only one that works there, and nothing can be printed.
+pub fn fork_aside(life: impl FnOnce()) -> Result<(i32, OwnedFd), Errno> {
+    /// A panic must not unwind into the copy of the caller's frames.
+    struct End;
+    impl Drop for End {
+        fn drop(&mut self) {
+            crate::spawn::exit(0)
+        }
+    }
+    // The child keeps this mask.
+    let _blocked = crate::vfork::Blocked::all();
+    // SAFETY: the libc wrapper keeps the allocator usable in the child, whatever other threads
+    // were at; the rest is what is asked of `life`. The child never returns from here.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_error()),
+        0 => {
+            let _end = End;
+            // SAFETY: whoever owns these descriptors lives on in the parent only.
+            unsafe { arch::raw(libc::SYS_close_range, [0, u32::MAX as usize, 0]) };
+            life();
+            crate::spawn::exit(0)
+        }
+        pid => pidfd_open(pid).map(|pidfd| (pid, pidfd)).inspect_err(|_| {
+            let _ = kill(pid, libc::SIGKILL);
+            let _ = wait(pid, false);
+        }),
+    }
+}
+
 /// Forks into new namespaces, for virtual nodes. Same limit as [`fork`].
 pub fn clone_into(flags: NamespaceFlags) -> Result<Fork, Errno> {
     let mut pidfd: i32 = -1;

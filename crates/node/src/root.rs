@@ -16,7 +16,7 @@ use wiglaf_linux::namespace::{NamespaceFlags, unshare};
 
 /// Where the new root is put together before it becomes `/`: any directory that all machines
 /// have. What it shows meanwhile only the thread at work sees.
-const STAGE: &str = "/tmp";
+pub(crate) const STAGE: &str = "/tmp";
 /// The devices that every program may expect.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// The devices that only some machines have.

@@ -14,3 +14,4 @@ pub mod watch;
 pub use export::{Export, ExportError};
 pub use mount::{Outcome, ViewError, ViewMount, Witness, check_device};
 pub use session::{Bounds, Statistics};
+pub use wiglaf_fuse::{FILE_SYSTEM_TYPE, unmount};

@@ -107,8 +107,10 @@ fn exit_code(list: &[NodeCheck]) -> u8 {
 fn all_have_answered(silent: &[String]) -> CommandResult {
     match silent {
         [] => Ok(0),
-        names => Err(CommandError::new(format!("no answer from {}", names.join(", ")))
-            .hint("`wiglaf nodes` shows their states")),
+        names => Err(
+            CommandError::new(format!("no answer from {}", names.join(", ")))
+                .hint("`wiglaf nodes` shows their states"),
+        ),
     }
 }
 

@@ -19,7 +19,10 @@ fn start() -> Option<Cluster> {
         skip("clusters of this test are made by root");
         return None;
     }
-    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let fuse = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
     if let Err(error) = fuse {
         skip(&format!("/dev/fuse can't be opened: {error}"));
         return None;
@@ -28,9 +31,8 @@ fn start() -> Option<Cluster> {
 }
 
 fn as_json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!("{error}: {}{}", text(&output.stdout), text(&output.stderr))
-    })
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}{}", text(&output.stdout), text(&output.stderr)))
 }
 
 /// Node and user of each row.
@@ -77,17 +79,27 @@ fn the_status_of_views_says_what_they_saved() {
     // Everybody sees their own.
     look(ALICE);
     let status_as = |user| {
-        as_json(&output_of(cluster.command_as(user, &["view", "status", "--json"])))
+        as_json(&output_of(
+            cluster.command_as(user, &["view", "status", "--json"]),
+        ))
     };
     assert_eq!(whose(&status_as(ALICE)), [on("n1", ALICE)]);
     assert_eq!(whose(&status_as(BOB)), []);
     let all = cluster.json(&["view", "status", "-w", "n[1-2]", "--json"]);
     assert_eq!(whose(&all), [on("n1", User::Root), on("n1", ALICE)]);
-    assert_eq!(whose(&cluster.json(&["view", "status", "-w", "n2", "--json"])), []);
+    assert_eq!(
+        whose(&cluster.json(&["view", "status", "-w", "n2", "--json"])),
+        []
+    );
 
     let table = cluster.ok(&["view", "status"]);
     let head = "NODE  USER   TASKS  FILES  REQUESTS  ASKED  HIT%";
-    let words = |line: &str| line.split_whitespace().take(7).map(str::to_owned).collect::<Vec<_>>();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .take(7)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
     assert_eq!(words(table.lines().next().unwrap()), words(head), "{table}");
     assert_eq!(table.lines().count(), 3, "{table}");
     cluster.down();
@@ -115,7 +127,10 @@ fn a_check_compares_what_idle_and_busy_views_know() {
         views
             .map(|view| {
                 assert_eq!(view["differences"], serde_json::json!([]), "{row}");
-                (view["uid"].as_u64().unwrap(), view["compared"].as_u64().unwrap())
+                (
+                    view["uid"].as_u64().unwrap(),
+                    view["compared"].as_u64().unwrap(),
+                )
             })
             .collect()
     };
@@ -142,7 +157,9 @@ fn a_check_compares_what_idle_and_busy_views_know() {
             match (name + round) % 3 {
                 0 => fs::write(file, format!("new {round}")).unwrap(),
                 1 => drop(fs::remove_file(file)),
-                _ => fs::rename(&file, directory.path().join(format!("moved {name}"))).unwrap_or(()),
+                _ => {
+                    fs::rename(&file, directory.path().join(format!("moved {name}"))).unwrap_or(())
+                }
             }
         }
         check_as(User::Root);
@@ -203,12 +220,23 @@ fn the_doctor_looks_at_the_machine_and_the_cluster() {
         return;
     };
     let found = doctor(&cluster.wiglaf(&["doctor", "--json"]));
-    for subject in ["kernel", "tracing", "process numbers", "configuration", "head", "nodes"] {
+    for subject in [
+        "kernel",
+        "tracing",
+        "process numbers",
+        "configuration",
+        "head",
+        "nodes",
+    ] {
         assert_eq!(finding(&found, subject)["grade"], "ok", "{found}");
     }
     assert_eq!(finding(&found, "nodes")["text"], "up n1, n2");
     let said = cluster.wiglaf(&["doctor"]);
-    assert!(text(&said.stdout).lines().any(|line| line.ends_with("up n1, n2")));
+    assert!(
+        text(&said.stdout)
+            .lines()
+            .any(|line| line.ends_with("up n1, n2"))
+    );
 
     let agent = cluster.agent("n2");
     kill(agent, SIGKILL).unwrap();
@@ -231,7 +259,9 @@ fn the_doctor_needs_no_cluster_and_no_rights() {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     for user in [User::Root, ALICE] {
         let mut command = crate::cluster::as_user(user, crate::cluster::wiglaf());
-        command.args(["doctor", "--json"]).env("WIGLAF_DIR", dir.path());
+        command
+            .args(["doctor", "--json"])
+            .env("WIGLAF_DIR", dir.path());
         let found = doctor(&output_of(command));
         assert_eq!(finding(&found, "head")["grade"], "ok", "{found}");
         let watching = finding(&found, "watching files");
@@ -251,7 +281,9 @@ fn the_doctor_names_file_systems_that_can_not_be_watched() {
     let place = dir.path().display().to_string();
     let mut command = std::process::Command::new("unshare");
     let script = format!("mount -t ramfs none {place} && exec \"$0\" doctor --json");
-    command.args(["--mount", "sh", "-c", &script]).arg(crate::cluster::wiglaf());
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .arg(crate::cluster::wiglaf());
     command.env("WIGLAF_DIR", "/tmp/no-such-directory");
     let found = doctor(&output_of(command));
     let watching = finding(&found, "watching files");

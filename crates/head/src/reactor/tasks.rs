@@ -402,9 +402,8 @@ impl Reactor {
             .tasks_of(deputy)
             .map(|task| (task.id, task.node, task.phase.clone()))
             .collect();
-        let reason = format!(
-            "the deputy that passed on this task's input and output {how}; run the command again"
-        );
+        let reason =
+            format!("this task's deputy on the head is gone: {how}; run the command again");
         for (id, node, phase) in theirs {
             if let Some(task) = self.task_mut(id) {
                 task.deputy_gone = true;
@@ -572,8 +571,7 @@ impl Reactor {
             if let Some(task) = self.task_mut(id) {
                 task.deputy_gone = true;
             }
-            let reason = "the deputy that passed on this task's input and output has died; \
-                          run the command again";
+            let reason = "this task's deputy on the head has died; run the command again";
             self.condemn(id, record.node, reason, effects);
         }
         if let Some(end) = ghost.died {

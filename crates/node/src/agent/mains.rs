@@ -32,6 +32,8 @@ pub(super) struct Mains {
     by_pid: HashMap<i32, TaskId>,
     /// Tags of ended tasks whose leftovers were to stay.
     left: HashMap<UtsTag, TaskId>,
+    /// The agent's own child, which is nobody's leftover.
+    pub(super) watchdog: Option<i32>,
 }
 
 #[derive(Debug)]
@@ -282,7 +284,7 @@ impl Mains {
         let mut alive: HashMap<UtsTag, Vec<i32>> = HashMap::new();
         // An orphan without a tag is about to end, nobody knows whose it was. It is reaped soon.
         let mut ending = false;
-        if processes::has_orphans().unwrap_or(true) {
+        if processes::has_orphans(self.watchdog).unwrap_or(true) {
             for pid in processes::pids() {
                 match UtsTag::of(pid) {
                     Ok(tag) => alive.entry(tag).or_default().push(pid),

@@ -15,6 +15,7 @@ mod processes;
 mod run;
 mod spawner;
 mod view;
+mod watchdog;
 
 pub(crate) use link::{HeadTls, dial};
 

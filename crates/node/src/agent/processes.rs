@@ -49,7 +49,7 @@ pub(super) fn is_own_child(pid: i32) -> bool {
     read_stat(pid).is_some_and(|stat| stat.parent == INIT)
 }
 
-/// All processes of tasks; a session's leader is a part of the agent.
+/// All processes of tasks; a session's leader and the watchdog are parts of the agent.
 pub(super) fn list(mains: &Mains) -> Vec<Process> {
     let stats: HashMap<i32, Stat> = pids()
         .into_iter()
@@ -58,7 +58,7 @@ pub(super) fn list(mains: &Mains) -> Vec<Process> {
     let boot_ms = boot_time_ms();
     let mut list: Vec<_> = stats
         .iter()
-        .filter(|&(&pid, _)| mains.by_leader(pid).is_none())
+        .filter(|&(&pid, _)| mains.by_leader(pid).is_none() && mains.watchdog != Some(pid))
         .filter_map(|(&pid, stat)| {
             let parent = if mains.by_leader(stat.parent).is_some() {
                 INIT
@@ -184,10 +184,12 @@ fn boot_time_ms() -> u64 {
 }
 
 /// The orphans that this thread, the first of PID 1, has adopted; `None` where the kernel does
-/// not tell. Main processes are children of the spawner's thread and not among them.
-pub(super) fn has_orphans() -> Option<bool> {
-    let children = fs::read("/proc/thread-self/children").ok()?;
-    Some(!children.is_empty())
+/// not tell. Main processes are children of the spawner's thread and not among them; the watchdog
+/// is this one's.
+pub(super) fn has_orphans(watchdog: Option<i32>) -> Option<bool> {
+    let children = fs::read_to_string("/proc/thread-self/children").ok()?;
+    let mut children = children.split_ascii_whitespace().map(str::parse::<i32>);
+    Some(children.any(|child| child.ok() != watchdog))
 }
 
 #[cfg(test)]

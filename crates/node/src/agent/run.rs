@@ -36,6 +36,7 @@ use super::mains::Mains;
 use super::pids::PidBlock;
 use super::spawner::{Order, Root, Spawner};
 use super::view::{Due, NodeViewError, Views};
+use super::watchdog::Watchdog;
 use super::{machine, processes};
 use crate::join::{JoinError, join};
 use crate::root::{Files, OwnDirectories, TaskRoot};
@@ -43,6 +44,7 @@ use crate::root::{Files, OwnDirectories, TaskRoot};
 const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const SPAWNER: Token = Token(2);
+const WATCHDOG: Token = Token(3);
 const FIRST_RELAY_TOKEN: u64 = 16;
 /// With a PID in the lower bits: this session's leader reports, or has ended. The relay does not
 /// count so far.
@@ -118,6 +120,9 @@ pub enum AgentError {
     /// There is no thread for it.
     #[error("can't start the agent's spawner: {0}")]
     Spawner(#[source] io::Error),
+    /// There is no process for it.
+    #[error("can't start the agent's watchdog: {0}")]
+    Watchdog(#[source] Errno),
     /// The loop itself.
     #[error("the agent's event loop: {0}")]
     Loop(#[from] Errno),
@@ -145,6 +150,10 @@ pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentE
     // Before the first thread, which inherits it.
     block_signals(handled);
     let signals = SignalFd::new(handled)?;
+    let watchdog = match config.files {
+        Files::View { .. } => Some(Watchdog::start().map_err(AgentError::Watchdog)?),
+        Files::Disk(_) => None,
+    };
     let title = config
         .name
         .clone()
@@ -157,7 +166,7 @@ pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentE
             None => return Ok(()),
         },
     };
-    Agent::new(config, identity, signals, title)?.run()
+    Agent::new(config, identity, signals, watchdog, title)?.run()
 }
 
 /// Joins, however long the head can't be reached. `None`: somebody asked the agent to leave.
@@ -199,6 +208,7 @@ struct Agent {
     core: Core,
     link: Option<HeadLink>,
     signals: SignalFd,
+    watchdog: Option<Watchdog>,
     spawner: Option<Spawner>,
     relay: NodeRelay,
     mains: Mains,
@@ -229,10 +239,16 @@ impl Agent {
         config: AgentConfig,
         identity: Arc<ClientConfig>,
         signals: SignalFd,
+        watchdog: Option<Watchdog>,
         name: String,
     ) -> Result<Agent, AgentError> {
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS, Interest::Read)?;
+        let mut mains = Mains::default();
+        if let Some(watchdog) = &watchdog {
+            watchdog.add_to(&poll, WATCHDOG)?;
+            mains.watchdog = Some(watchdog.pid());
+        }
         let mut relay = NodeRelay::new(FIRST_RELAY_TOKEN);
         relay.set_identity(config.head, identity.clone());
         let mut terminals = None;
@@ -266,9 +282,10 @@ impl Agent {
             core,
             link: None,
             signals,
+            watchdog,
             spawner: None,
             relay,
-            mains: Mains::default(),
+            mains,
             pids: None,
             cursor_at: None,
             checks: HashMap::new(),
@@ -329,6 +346,7 @@ impl Agent {
         let others = [
             self.relay.deadline().map(until),
             self.cursor_at.map(until),
+            self.watchdog.as_ref().and_then(Watchdog::deadline).map(until),
             collect,
         ];
         core.into_iter().chain(others.into_iter().flatten()).min()
@@ -344,6 +362,14 @@ impl Agent {
         if self.cursor_at.is_some_and(|at| at <= now) {
             self.cursor_at = self.core.has_live_tasks().then_some(now + CURSOR_PERIOD);
             self.steer();
+        }
+        if let Some(watchdog) = &mut self.watchdog
+            && watchdog.deadline().is_some()
+        {
+            match watchdog.tick(&self.poll, WATCHDOG) {
+                Ok(()) => self.mains.watchdog = Some(watchdog.pid()),
+                Err(errno) => log(&self.name, &AgentError::Watchdog(errno)),
+            }
         }
         self.events.push(Event::Tick);
     }
@@ -364,6 +390,11 @@ impl Agent {
                 for leader in self.mains.fresh_leaders() {
                     let token = leader_token(LEADER_REPORTS, leader);
                     self.poll.add(leader, token, Interest::Read)?;
+                }
+            }
+            WATCHDOG => {
+                if let Some(watchdog) = &mut self.watchdog {
+                    watchdog.ended(&self.poll);
                 }
             }
             token if Views::owns(token) => {
@@ -599,8 +630,7 @@ impl Agent {
         if self.spawner.is_none() {
             // Only now, so that its thread's number is of the node's block too, and can't be that
             // of a ghost.
-            let spawner = Spawner::start(self.rootless, &self.name)
-                .map_err(AgentError::Spawner)?;
+            let spawner = Spawner::start(self.rootless, &self.name).map_err(AgentError::Spawner)?;
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
         }

@@ -87,8 +87,15 @@ struct NodeView {
 #[derive(Debug)]
 enum Waits {
     Launch(Box<Order>),
-    Written { task: TaskId, leave: bool },
-    Check { request: u64, deputy: DeputyId, uid: u32 },
+    Written {
+        task: TaskId,
+        leave: bool,
+    },
+    Check {
+        request: u64,
+        deputy: DeputyId,
+        uid: u32,
+    },
 }
 
 impl Views {
@@ -257,7 +264,11 @@ impl Views {
         for &(deputy, uid) in &deputies {
             let token = self.number();
             if let Some(view) = self.views.get_mut(&deputy) {
-                let check = Waits::Check { request, deputy, uid };
+                let check = Waits::Check {
+                    request,
+                    deputy,
+                    uid,
+                };
                 self.waiting.insert(token, check);
                 view.mount.check(now_ms(), token);
             }

@@ -265,6 +265,16 @@ impl Deputy {
         self.head_waits_for_room = false;
     }
 
+    /// Takes what the head has said, without waiting.
+    fn hear_head(&mut self) {
+        self.head_ready(Ready {
+            token: HEAD_TOKEN,
+            readable: true,
+            writable: false,
+            hung_up: false,
+        });
+    }
+
     fn head_ready(&mut self, ready: Ready) {
         let Some(head) = &mut self.head else { return };
         let mut received = head.flush();

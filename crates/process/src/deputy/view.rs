@@ -172,6 +172,10 @@ impl Deputy {
     }
 
     fn answer_some(&mut self, id: LinkId, touched: &mut BTreeSet<LinkId>) {
+        if !self.is_entitled(id) {
+            // What the head said before the question was asked may not have been read yet.
+            self.hear_head();
+        }
         let entitled = self.is_entitled(id);
         let mut out = Vec::new();
         let mut bytes = 0;

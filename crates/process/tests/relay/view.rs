@@ -77,6 +77,8 @@ fn s3_a_check_may_look_for_a_while_and_not_read() {
     rig.relay.set_serves_view();
     rig.attach(task(0), NOTHING, vec![]);
     let child = rig.start(task(0), NOTHING, &["true"]);
+    assert!(rig.relay.ask(&rig.poll, DEPUTY, read(0)));
+    answer(&mut rig, 0).unwrap();
     assert!(rig.finish(task(0), child).success());
     rig.detach(task(0));
     let file = FileId::ROOT;

@@ -34,6 +34,12 @@ impl Export {
         })?;
         self.entry_changed(link, parent, name);
         let attributes = self.find(link, &directory, name)?;
+        // The node knows that it is empty. What somebody put into it meanwhile is told after this.
+        if matches!(what, NewFile::Directory)
+            && let Some(belief) = self.table.belief(link, attributes.file)
+        {
+            belief.tell_listing(true);
+        }
         Ok(Reply::Entry(Some(attributes)))
     }
 

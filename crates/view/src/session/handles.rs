@@ -29,6 +29,8 @@ pub(super) struct Handle {
     unacknowledged: u32,
     /// Why a write did not reach the head, until somebody is told.
     error: Option<i32>,
+    /// A program has been told of one: what fails afterwards is no surprise.
+    was_told: bool,
     /// Requests that wait for all writes to arrive.
     flushes: Vec<Flush>,
     for_reading: bool,
@@ -56,6 +58,7 @@ impl Session {
             waits: flags & (O_APPEND | O_DSYNC | O_DIRECT) != 0,
             unacknowledged: 0,
             error: None,
+            was_told: false,
             flushes: Vec::new(),
             for_reading: reads_only(flags),
             owner: 0,
@@ -256,6 +259,7 @@ impl Session {
             return self.fail(unique, errno::BADF);
         };
         if let Some(errno) = handle.error.take() {
+            handle.was_told = true;
             return self.fail(unique, errno);
         }
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -350,12 +354,14 @@ impl Session {
             None => self.reply(flush.unique, Reply::Empty),
             Some(errno) => {
                 let file = handle.file;
-                let path = self.path(file);
-                self.effects.push(Effect::CloseFailed {
-                    pid: flush.pid,
-                    path,
-                    errno,
-                });
+                if !std::mem::replace(&mut handle.was_told, true) {
+                    let path = self.path(file);
+                    self.effects.push(Effect::CloseFailed {
+                        pid: flush.pid,
+                        path,
+                        errno,
+                    });
+                }
                 self.fail(flush.unique, errno);
             }
         }
@@ -467,7 +473,11 @@ impl Session {
     ) {
         let failed = handle
             .and_then(|handle| self.handles.get_mut(&handle))
-            .and_then(|handle| handle.error.take());
+            .and_then(|handle| {
+                let error = handle.error.take();
+                handle.was_told |= error.is_some();
+                error
+            });
         match (failed, result) {
             (None, Ok(Told::Done)) => self.reply(unique, Reply::Empty),
             (Some(errno), _) => self.fail(unique, errno),

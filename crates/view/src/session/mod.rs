@@ -733,6 +733,7 @@ mod errno {
     pub(super) const IO: i32 = 5;
     pub(super) const BADF: i32 = 9;
     pub(super) const NOTTY: i32 = 25;
+    pub(super) const NAMETOOLONG: i32 = 36;
     pub(super) const ROFS: i32 = 30;
     pub(super) const RANGE: i32 = 34;
     pub(super) const NOSYS: i32 = 38;

@@ -7,6 +7,8 @@ use super::listing::{Asked, Name};
 use super::{HandleId, OWN_FIRST, Session, Waiting, convert, errno, unexpected};
 
 const RENAME_EXCHANGE: u32 = 2;
+/// Longest name on any of Linux's file systems.
+const MAX_NAME_BYTES: usize = 255;
 
 /// What the session knows about a name.
 pub(super) enum Found {
@@ -17,6 +19,10 @@ pub(super) enum Found {
 
 impl Session {
     pub(super) fn lookup(&mut self, unique: u64, who: (u32, u32), parent: u64, name: &[u8]) {
+        // The node's kernel lets longer ones pass; that such a name does not exist would be wrong.
+        if name.len() > MAX_NAME_BYTES {
+            return self.fail(unique, errno::NAMETOOLONG);
+        }
         if parent == FileId::ROOT.0
             && let Some(&(_, node)) = self.own.iter().find(|(own, _)| own == name)
         {

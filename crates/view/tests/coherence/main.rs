@@ -28,6 +28,9 @@ const NODES: usize = 3;
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const DIRECTORIES: [&str; 3] = ["", "p", "q"];
 
+/// Steps between two looks at everything.
+const COMPARED_EVERY: usize = 7;
+
 /// Something that somebody does.
 #[derive(Clone, Debug)]
 enum Step {
@@ -338,8 +341,12 @@ fn explore(deeds: &[Deed]) -> Result<(), TestCaseError> {
     let place = tempfile::tempdir().expect("a directory");
     let at = place.path().canonicalize().expect("a path");
     let mut world = World::new(&at);
-    for deed in deeds {
+    for (number, deed) in deeds.iter().enumerate() {
         world.act(deed);
+        // Not after each: what a node believes without having looked must be right too.
+        if number % COMPARED_EVERY != 0 && number + 1 < deeds.len() {
+            continue;
+        }
         for node in 0..NODES {
             world.barrier(node);
             world.compare(node)?;
@@ -373,7 +380,7 @@ proptest! {
 
     #[test]
     fn no_node_ever_believes_what_is_not_so(
-        deeds in prop::collection::vec((0..=NODES, step()), 1..30)
+        deeds in prop::collection::vec((0..=NODES, step()), 1..60)
     ) {
         if may_watch() {
             explore(&deeds)?;

@@ -79,6 +79,13 @@ impl Results {
                 )
             },
         );
+        for (work, all) in &self.rows {
+            for (name, figures) in self.names.iter().zip(all) {
+                if let Some(reason) = &figures.failure {
+                    report.note(format!("{name} failed at {}: {reason}", work.name));
+                }
+            }
+        }
         self.table(
             report,
             "CPU time in all, ms",
@@ -136,33 +143,39 @@ impl Results {
         self.write_aim_of_outrun(report);
     }
 
-    /// The work at which Wiglaf's lead is the smallest.
+    /// The smallest lead, and all that are too small.
     fn write_aim_of_outrun(&self, report: &mut Report) {
-        let mut least: Option<(f64, String)> = None;
+        let mut leads = Vec::new();
         for (work, _) in &self.rows {
             for cache in [Cold, Warm] {
                 let own = self.wall(work.name, WIGLAF, cache);
                 let other = self.wall(work.name, OUTRUN, cache);
-                let (Some(own), Some(other)) = (own, other) else {
-                    continue;
-                };
-                let lead = other / own;
-                if least.as_ref().is_none_or(|(found, _)| lead < *found) {
-                    least = Some((lead, format!("{}, {}", work.name, word(cache))));
+                if let (Some(own), Some(other)) = (own, other) {
+                    let what = format!("{}, {}: {:.2} ×", work.name, word(cache), other / own);
+                    leads.push((other / own, what));
                 }
             }
         }
-        let aim = format!("≥ {AIM_OF_OUTRUN} × faster than outrun");
-        let what = "everything";
-        match least {
-            Some((lead, where_)) => report.aim(
-                what,
-                aim,
-                format!("{lead:.2} × at the least ({where_})"),
-                lead >= AIM_OF_OUTRUN,
-            ),
-            None => report.aim(what, aim, "not measured".to_owned(), false),
-        }
+        leads.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let is_met = leads
+            .first()
+            .is_some_and(|(least, _)| *least >= AIM_OF_OUTRUN);
+        let shown = leads
+            .iter()
+            .take_while(|(lead, _)| *lead < AIM_OF_OUTRUN)
+            .count()
+            .max(1)
+            .min(leads.len());
+        let figure = match &leads[..shown] {
+            [] => "not measured".to_owned(),
+            some => some
+                .iter()
+                .map(|(_, what)| what.as_str())
+                .collect::<Vec<_>>()
+                .join("; "),
+        };
+        let aim = format!("≥ {AIM_OF_OUTRUN} × as fast as outrun");
+        report.aim("everything, the smallest leads", aim, figure, is_met);
     }
 
     fn table(
@@ -186,13 +199,15 @@ impl Results {
                 .map_or(f64::NAN, |all| all.warm.wall_ms.median());
             let mut row = vec![format!("**{}**: {}", work.name, work.about)];
             for (name, figures) in self.names.iter().zip(all) {
-                let one = |column: &Column, is_first: bool| match &figures.failure {
-                    Some(reason) if column.wall_ms.is_empty() && is_first => {
-                        format!("failed: {reason}")
+                let has_failed = figures.failure.is_some();
+                let one = |column: &Column, is_due: bool| {
+                    if !column.wall_ms.is_empty() {
+                        cell(column, native)
+                    } else if is_due && has_failed {
+                        "failed".to_owned()
+                    } else {
+                        "—".to_owned()
                     }
-                    Some(_) if column.wall_ms.is_empty() => "failed".to_owned(),
-                    None if column.wall_ms.is_empty() => "—".to_owned(),
-                    _ => cell(column, native),
                 };
                 if *name != NATIVE {
                     row.push(one(&figures.cold, work.kind == Kind::Reads));

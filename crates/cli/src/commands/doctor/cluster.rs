@@ -38,7 +38,8 @@ fn clock(now: SystemTime, state_written: Option<SystemTime>) -> Finding {
         Finding::problem(SUBJECT, text).advise("set it, or start a time service")
     } else if let Some(ahead) = ahead.filter(|ahead| *ahead > CLOCK_SLACK) {
         let seconds = ahead.as_secs();
-        let text = format!("it has been set back: the cluster's state was written {seconds} s later");
+        let text =
+            format!("it has been set back: the cluster's state was written {seconds} s later");
         Finding::warning(SUBJECT, text)
             .advise("`make` takes files from then for newer than those of now; set it right")
     } else {
@@ -54,7 +55,8 @@ fn configuration(path: &Path) -> Finding {
         (Ok(_), false) => Finding::ok(SUBJECT, format!("no {shown}: all defaults")),
         (Err(error), _) => {
             let (text, _) = CommandError::from(error).into_words();
-            Finding::problem(SUBJECT, text).advise("correct it; `wiglaf init` writes one with comments")
+            Finding::problem(SUBJECT, text)
+                .advise("correct it; `wiglaf init` writes one with comments")
         }
     }
 }
@@ -101,7 +103,10 @@ fn nodes(list: &[NodeInfo]) -> Finding {
     const SUBJECT: &str = "nodes";
     let named = |wanted: &dyn Fn(&NodeInfo) -> bool| {
         let names = list.iter().filter(|node| wanted(node));
-        names.map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ")
+        names
+            .map(|node| node.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let old = named(&|node| is_too_old(&node.machine.kernel));
     if !old.is_empty() {
@@ -125,7 +130,10 @@ fn nodes(list: &[NodeInfo]) -> Finding {
     }
     let text = parts.join("; ");
     let is_broken = |node: &NodeInfo| {
-        matches!(node.state, NodeState::Suspect | NodeState::Error | NodeState::Down)
+        matches!(
+            node.state,
+            NodeState::Suspect | NodeState::Error | NodeState::Down
+        )
     };
     if list.is_empty() {
         Finding::warning(SUBJECT, "none yet").advise("`wiglaf up -n 4` makes virtual ones")
@@ -168,7 +176,10 @@ mod tests {
     fn nodes_are_named_by_their_states() {
         let up = node(1, NodeState::Up, "6.1.0");
         let finding = nodes(&[up.clone(), node(2, NodeState::Up, "6.12.1")]);
-        assert_eq!((finding.grade, finding.text.as_str()), (Grade::Ok, "up n1, n2"));
+        assert_eq!(
+            (finding.grade, finding.text.as_str()),
+            (Grade::Ok, "up n1, n2")
+        );
         let finding = nodes(&[up.clone(), node(2, NodeState::Down, "")]);
         let expected = (Grade::Warning, "up n1; down n2");
         assert_eq!((finding.grade, finding.text.as_str()), expected);

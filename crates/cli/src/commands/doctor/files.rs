@@ -3,22 +3,26 @@
 use rustix::io::Errno;
 use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_process::keeper::{Unwatched, mark_all, unwatched};
+use wiglaf_view::ViewError;
 use wiglaf_view::session::UNWATCHED_MS;
 
 use super::{Finding, Role};
 
 pub(super) fn examine(role: Role) -> Vec<Finding> {
-    vec![device(), watching(role)]
+    vec![device(role, wiglaf_view::check_device()), watching(role)]
 }
 
-fn device() -> Finding {
+/// An ordinary user's virtual nodes can do without it; a node of another head can't.
+fn device(role: Role, opened: Result<(), ViewError>) -> Finding {
     const SUBJECT: &str = "/dev/fuse";
-    match wiglaf_view::check_device() {
-        Ok(()) => Finding::ok(SUBJECT, "nodes on this machine can show files"),
-        Err(error) => Finding::problem(SUBJECT, error.to_string()).advise(
-            "until then virtual nodes read this machine's disk by its kernel (`--files disk`)",
-        ),
-    }
+    let finding = match (opened, role) {
+        (Ok(()), _) => return Finding::ok(SUBJECT, "nodes on this machine can show files"),
+        (Err(_), Role::Guest) => return Finding::ok(SUBJECT, "root's nodes need it, you don't"),
+        (Err(error), Role::Owner) => Finding::warning(SUBJECT, error.to_string()),
+        (Err(error), Role::Root) => Finding::problem(SUBJECT, error.to_string()),
+    };
+    finding
+        .advise("until then virtual nodes read this machine's disk by its kernel (`--files disk`)")
 }
 
 const SUBJECT: &str = "watching files";
@@ -68,7 +72,9 @@ fn judge(trial: Trial) -> Finding {
             Finding::ok(SUBJECT, format!("all {marked} file systems that nodes see"))
         }
         Trial::Tried(_, rest) => {
-            let names = rest.iter().map(|one| format!("{} ({})", one.path.display(), one.kind));
+            let names = rest
+                .iter()
+                .map(|one| format!("{} ({})", one.path.display(), one.kind));
             let names = names.collect::<Vec<_>>().join(", ");
             let text = format!("these can't be watched: {names}");
             Finding::warning(SUBJECT, text).advise(late("what is changed there on this machine"))
@@ -76,7 +82,10 @@ fn judge(trial: Trial) -> Finding {
         Trial::NoGroup(errno) => {
             let finding = Finding::warning(
                 SUBJECT,
-                format!("fanotify(7): {errno}: {}", late("what is changed on this machine")),
+                format!(
+                    "fanotify(7): {errno}: {}",
+                    late("what is changed on this machine")
+                ),
             );
             match errno {
                 Errno::PERM => finding.advise("in a container, give it CAP_SYS_ADMIN"),
@@ -114,6 +123,15 @@ mod tests {
         assert!(finding.text.contains("/home (nfs4)"), "{}", finding.text);
         assert!(finding.advice.unwrap().contains("up to 1 s"));
         assert_eq!(judge(Trial::NoGroup(Errno::PERM)).grade, Grade::Warning);
+    }
+
+    #[test]
+    fn the_device_is_needed_by_nodes_and_missed_by_who_has_some() {
+        let missing = || Err(ViewError::Thread(std::io::ErrorKind::NotFound.into()));
+        assert_eq!(device(Role::Root, Ok(())).grade, Grade::Ok);
+        assert_eq!(device(Role::Root, missing()).grade, Grade::Problem);
+        assert_eq!(device(Role::Owner, missing()).grade, Grade::Warning);
+        assert_eq!(device(Role::Guest, missing()).grade, Grade::Ok);
     }
 
     #[test]

@@ -57,8 +57,9 @@ fn kernel(release: &str, version: Option<Version>) -> Finding {
         }
         Some(_) => Finding::problem(SUBJECT, format!("Linux {release} is too old"))
             .advise(format!("use Linux {major}.{minor} or later")),
-        None => Finding::warning(SUBJECT, format!("its release {release} is no number"))
-            .advise(format!("see to it that it is Linux {major}.{minor} or later")),
+        None => Finding::warning(SUBJECT, format!("its release {release} is no number")).advise(
+            format!("see to it that it is Linux {major}.{minor} or later"),
+        ),
     }
 }
 
@@ -112,10 +113,11 @@ fn user_namespaces(role: Role, limits: &NamespaceLimits) -> Finding {
     const SUBJECT: &str = "user namespaces";
     match (limits.obstacle(), role) {
         (None, _) => Finding::ok(SUBJECT, "ordinary users can have clusters of their own"),
-        (Some((obstacle, cure)), Role::Owner) => {
-            Finding::problem(SUBJECT, format!("{obstacle}: you can't have a cluster of your own"))
-                .advise(format!("{cure}; or use a cluster that root starts"))
-        }
+        (Some((obstacle, cure)), Role::Owner) => Finding::problem(
+            SUBJECT,
+            format!("{obstacle}: you can't have a cluster of your own"),
+        )
+        .advise(format!("{cure}; or use a cluster that root starts")),
         (Some((obstacle, _)), Role::Root | Role::Guest) => {
             let text = format!("{obstacle}; all users can use a cluster that root starts");
             Finding::ok(SUBJECT, text)
@@ -153,8 +155,7 @@ fn tracing(role: Role, scope: Option<i64>) -> Finding {
 fn pids(role: Role, version: Option<Version>, most: Option<i64>) -> Finding {
     const SUBJECT: &str = "process numbers";
     let Some(most) = most else {
-        return Finding::warning(SUBJECT, "kernel.pid_max can't be read")
-            .advise("mount /proc");
+        return Finding::warning(SUBJECT, "kernel.pid_max can't be read").advise("mount /proc");
     };
     let text = format!("kernel.pid_max = {most}");
     let is_raised = most >= PID_LIMIT;
@@ -184,11 +185,13 @@ fn open_files(role: Role, most: Option<u64>) -> Finding {
     const SUBJECT: &str = "open files";
     match most {
         None => Finding::ok(SUBJECT, "not limited"),
-        Some(most) if role == Role::Root => {
-            Finding::ok(SUBJECT, format!("at most {most}; the keeper of root's cluster has more"))
-        }
+        Some(most) if role == Role::Root => Finding::ok(
+            SUBJECT,
+            format!("at most {most}; the keeper of root's cluster has more"),
+        ),
         Some(most) if most < FEW_DESCRIPTORS => {
-            let text = format!("at most {most} in one process: few for a deputy with much to serve");
+            let text =
+                format!("at most {most} in one process: few for a deputy with much to serve");
             Finding::warning(SUBJECT, text)
                 .advise("raise the hard limit `nofile` in /etc/security/limits.conf")
         }
@@ -221,7 +224,13 @@ mod tests {
         };
         let obstacles = [
             (NamespaceLimits::default(), "CONFIG_USER_NS"),
-            (NamespaceLimits { most: Some(0), ..free }, "max_user_namespaces"),
+            (
+                NamespaceLimits {
+                    most: Some(0),
+                    ..free
+                },
+                "max_user_namespaces",
+            ),
             (
                 NamespaceLimits {
                     unprivileged_clone: Some(0),

@@ -142,7 +142,10 @@ fn render(findings: &[Finding]) -> String {
     let mut text = String::new();
     for one in findings {
         let (grade, subject) = (one.grade.name(), one.subject);
-        text.push_str(&format!("{grade:grades$}  {subject:subjects$}  {}\n", one.text));
+        text.push_str(&format!(
+            "{grade:grades$}  {subject:subjects$}  {}\n",
+            one.text
+        ));
         if let Some(advice) = &one.advice {
             let indent = grades + subjects + 4;
             text.push_str(&format!("{:indent$}-> {advice}\n", ""));

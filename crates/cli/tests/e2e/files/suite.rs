@@ -60,8 +60,9 @@ fn v4_pjdfstest_fails_nowhere_that_it_does_not_fail_natively() {
     let (there, said, left) = run(At::Node(1), "view");
     let more: Vec<_> = there.failed.difference(&here.failed).collect();
     assert!(more.is_empty(), "{more:#?}\n{said}");
+    // One is skipped: how many links a file may have `pathconf` does not know of FUSE.
     assert!(
-        there.passed >= here.passed,
+        there.passed + 1 >= here.passed,
         "{} of {} passed",
         there.passed,
         here.passed

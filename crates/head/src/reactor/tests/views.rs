@@ -89,8 +89,10 @@ fn asked(effects: &[Effect]) -> Vec<(NodeId, u64)> {
     effects.iter().filter_map(number).collect()
 }
 
-/// Views that the command is told of, as node and user, and the nodes that are missed.
-fn told(effects: &[Effect]) -> Option<(Vec<(String, u32)>, Vec<String>)> {
+/// Views that a command is told of, as node and user, and the nodes that are missed.
+type Told = (Vec<(String, u32)>, Vec<String>);
+
+fn told(effects: &[Effect]) -> Option<Told> {
     effects.iter().find_map(|effect| match effect {
         Effect::Reply(_, Reply::Views { list, silent }) => {
             let views = list.iter().map(|info| (info.node.clone(), info.view.uid));
@@ -151,14 +153,26 @@ fn s3_an_ordinary_user_is_told_of_no_others_views() {
 
     let effects = world.event(Event::Request(as_user(1000), check(Some("n1"))));
     let asks_for_own = |effect: &Effect| {
-        matches!(effect, Effect::ToNode(N1, ToAgent::CheckViews { uid: Some(1000), .. }))
+        matches!(
+            effect,
+            Effect::ToNode(
+                N1,
+                ToAgent::CheckViews {
+                    uid: Some(1000),
+                    ..
+                }
+            )
+        )
     };
     assert!(effects.iter().any(asks_for_own), "{effects:?}");
     let [(N1, request)] = asked(&effects)[..] else {
         panic!("{effects:?}");
     };
     // Even if the node says more than it was asked.
-    world.event(Event::FromNode(N1, checked(request, 0, &["/root/secret"], false)));
+    world.event(Event::FromNode(
+        N1,
+        checked(request, 0, &["/root/secret"], false),
+    ));
     let effects = world.event(Event::FromNode(N1, checked(request, 1000, &[], true)));
     assert_eq!(told(&effects), Some((vec![on("n1", 1000)], vec![])));
 }
@@ -247,9 +261,18 @@ fn s1_differences_without_end_are_cut_and_still_differences() {
         let Some(Effect::Reply(_, Reply::ViewsChecked { list, .. })) = effects.last() else {
             continue;
         };
-        let bytes: usize = list[0].views.iter().flat_map(|view| &view.differences).map(String::len).sum();
+        let bytes: usize = list[0]
+            .views
+            .iter()
+            .flat_map(|view| &view.differences)
+            .map(String::len)
+            .sum();
         assert!(bytes < (1 << 20) + 100, "{bytes}");
-        let counts: Vec<_> = list[0].views.iter().map(|view| view.differences.len()).collect();
+        let counts: Vec<_> = list[0]
+            .views
+            .iter()
+            .map(|view| view.differences.len())
+            .collect();
         assert_eq!(counts, [3, 2, 1]);
         assert_eq!(list[0].views[2].differences, ["3 more"]);
         return;

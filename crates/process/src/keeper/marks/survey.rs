@@ -45,7 +45,9 @@ pub fn unwatched(marked: &[FileSystem]) -> Result<Vec<Unwatched>, io::Error> {
         BTRFS => rustix::fs::stat(&mount.path).map_or(mount.device, |stat| stat.st_dev),
         _ => mount.device,
     };
-    Ok(left(&parse(&table), |mount| marked.contains(&device(mount))))
+    Ok(left(&parse(&table), |mount| {
+        marked.contains(&device(mount))
+    }))
 }
 
 /// One for each device, in the order of their paths.
@@ -55,7 +57,12 @@ fn left(mounts: &[Mount<'_>], is_marked: impl Fn(&Mount<'_>) -> bool) -> Vec<Unw
         .iter()
         .map(|mount| (mount.path.as_path(), mount))
         .collect();
-    let is_own = |path: &Path| NOT_SHOWN.iter().chain([&RUN]).any(|own| path.starts_with(own));
+    let is_own = |path: &Path| {
+        NOT_SHOWN
+            .iter()
+            .chain([&RUN])
+            .any(|own| path.starts_with(own))
+    };
     let mut devices = BTreeSet::new();
     seen.into_values()
         .filter(|mount| !is_own(&mount.path) && !PSEUDO.contains(&mount.kind))
