@@ -195,7 +195,8 @@ impl Capabilities {
         // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID (to make other
         // users' files), LINUX_IMMUTABLE, SYS_ADMIN (trusted attributes), SYS_RESOURCE
         // (blocks that are reserved for root), MKNOD, SETFCAP.
-        const OF_ROOT: u32 = 0b11111 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 21 | 1 << 24 | 1 << 27 | 1 << 31;
+        const OF_ROOT: u32 =
+            0b11111 | 1 << 6 | 1 << 7 | 1 << 9 | 1 << 21 | 1 << 24 | 1 << 27 | 1 << 31;
         let wanted = if uid == 0 { LEASE | OF_ROOT } else { LEASE };
         let low = CapabilityWords {
             effective: self.0[0].permitted & wanted,

@@ -16,13 +16,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
 use wiglaf_linux::process::{set_child_subreaper, wait_any_child};
-use wiglaf_node::rack::{NodePlace, Rack, RackConfig, RackError, VirtualNode, remove_leftovers};
+use wiglaf_node::rack::{
+    NodePlace, Rack, RackConfig, RackError, VirtualFiles, VirtualNode, remove_leftovers,
+};
 use wiglaf_node::root::{Files, TaskRoot};
 
 const NODES: [&str; 2] = ["n1", "n2"];
@@ -175,7 +176,7 @@ fn second_rack() {
         nodes: NODES.map(String::from).into(),
         rootless: false,
         hidden: Vec::new(),
-        through_view: false,
+        files: VirtualFiles::Disk,
     };
     let other = RackConfig {
         tag: "other".into(),
@@ -276,13 +277,6 @@ fn look_around(head: &mut Head) {
         ),
         "1\n"
     );
-    let view = format!("{directory}/view");
-    fs::create_dir(&view).expect("mkdir");
-    let command =
-        "cat /proc/1/comm; ls -A /run; ls /sys/class/net; ls -A /tmp; stat -c %F /dev/null";
-    let seen = head.ask("n1", &format!("view {view} {command}"));
-    assert_eq!(seen, "wiglaf\nlock\neth0\nlo\ncharacter special file\n");
-
     // The head's old tree is nowhere below the new root.
     let roots = head.task("n1", "awk '$5 == \"/\"' /proc/self/mountinfo | wc -l");
     assert_eq!(roots, "1\n");
@@ -500,7 +494,7 @@ fn be_rack(tag: &str, rootless: bool, hidden: &str) -> ExitCode {
         nodes: NODES.map(String::from).into(),
         rootless,
         hidden: vec![hidden.into()],
-        through_view: false,
+        files: VirtualFiles::Disk,
     };
     let mut rack = match Rack::set_up(&config) {
         Ok(rack) => rack,
@@ -574,7 +568,6 @@ fn be_agent(place: NodePlace) {
                 Vec::new()
             }
             Some(("agent", command)) => shell(command),
-            Some(("view", command)) => around_a_mount(command),
             Some(("task", command)) => in_root(disk(&place), command),
             _ => Vec::new(),
         };
@@ -583,16 +576,6 @@ fn be_agent(place: NodePlace) {
         stream.get_mut().write_all(&answer).expect("answer");
         line.clear();
     }
-}
-
-/// In a root around a mount of the agent's own, which stands for the view.
-fn around_a_mount(command: &str) -> Vec<u8> {
-    let (place, command) = command.split_once(' ').expect("a directory");
-    rustix::mount::mount_bind_recursive("/", place).expect("bind");
-    let root = TaskRoot::from_mount(Path::new(place)).expect("from_mount");
-    let answer = in_root(&root, command);
-    rustix::mount::unmount(place, UnmountFlags::DETACH).expect("unmount");
-    answer
 }
 
 fn disk(place: &NodePlace) -> &TaskRoot {

@@ -129,6 +129,12 @@ impl Watch {
         self.readiness.as_fd()
     }
 
+    /// Has [`Watch::fd`] be readable when another descriptor is, too.
+    pub(crate) fn wake_for(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&self.readiness, fd, data, epoll::EventFlags::IN)
+    }
+
     /// Tells everything that was complete before the call and has not been told.
     pub fn drain(&mut self, each: &mut dyn FnMut(Event)) {
         self.look_at_mounts();

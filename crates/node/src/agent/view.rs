@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use wiglaf_link::{Interest, Poll, Ready, Token};
 use wiglaf_process::relay::node::NodeRelay;
@@ -26,6 +27,8 @@ const MAX_IDLE_VIEWS: usize = 8;
 const EXITING: u64 = 0x4;
 /// The flags are this field after the command's name.
 const FLAGS_FIELD: usize = 6;
+/// Requests that follow each other so soon come from a program that is at it.
+const SOON: Duration = Duration::from_micros(100);
 const SIGKILL_BIT: u64 = 1 << 8;
 
 /// Why a node has no view.
@@ -72,6 +75,8 @@ pub(super) struct Views {
     tasks: HashMap<TaskId, DeputyId>,
     waiting: HashMap<u64, Waits>,
     next: u64,
+    served_at: Option<Instant>,
+    in_demand: bool,
 }
 
 #[derive(Debug)]
@@ -110,6 +115,8 @@ impl Views {
             tasks: HashMap::new(),
             waiting: HashMap::new(),
             next: 1,
+            served_at: None,
+            in_demand: false,
         })
     }
 
@@ -238,7 +245,22 @@ impl Views {
             view.mount.noticed();
         } else {
             view.mount.serve(now_ms());
+            let now = Instant::now();
+            self.in_demand = self
+                .served_at
+                .is_some_and(|last| now.duration_since(last) < SOON);
+            self.served_at = Some(now);
         }
+    }
+
+    /// Whether the kernel asked twice in a short time.
+    pub(super) fn is_in_demand(&self) -> bool {
+        self.in_demand
+    }
+
+    /// Nothing came for a while.
+    pub(super) fn is_idle(&mut self) {
+        self.in_demand = false;
     }
 
     /// A deputy answers.

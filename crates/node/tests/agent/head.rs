@@ -16,12 +16,14 @@ use wiglaf_linux::process::{Fork, clone_into, fork, pidfd_send_signal, set_pdeat
 use wiglaf_node::agent::{AgentConfig, Trust, run, run_beside};
 use wiglaf_node::root::{Files, TaskRoot, mount_own_proc};
 use wiglaf_view::Export;
+use wiglaf_view::export::{LinkId, Told};
 use wiglaf_wire::agent::{FromAgent, SignalScope, TaskReport, ToAgent};
 use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, Pid, TaskId};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::Status;
 use wiglaf_wire::stream::{Relay, Stream};
+use wiglaf_wire::view::{Ask, Change, FileId, Question};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const NODE: NodeId = NodeId(3);
@@ -47,7 +49,8 @@ pub(crate) struct Head {
     fresh: Vec<OwnedFd>,
     unproven: Vec<AgentLink>,
     pub(crate) agent: Option<AgentLink>,
-    deputies: Vec<DeputyLink>,
+    deputies: Vec<(LinkId, DeputyLink)>,
+    next_link: u64,
     pub(crate) hellos: VecDeque<Vec<TaskReport>>,
     pub(crate) inbox: VecDeque<FromAgent>,
     written: HashMap<(TaskId, Stream), Vec<u8>>,
@@ -57,6 +60,10 @@ pub(crate) struct Head {
     pub(crate) agents: Vec<(i32, OwnedFd)>,
     /// Its files, for agents that see them through the view.
     export: Export,
+    /// Questions for this name are not answered.
+    pub(crate) hold: Option<&'static [u8]>,
+    /// The directories that they are about.
+    pub(crate) held: Vec<FileId>,
 }
 
 impl Drop for Head {
@@ -92,6 +99,7 @@ impl Head {
             unproven: Vec::new(),
             agent: None,
             deputies: Vec::new(),
+            next_link: 0,
             hellos: VecDeque::new(),
             inbox: VecDeque::new(),
             written: HashMap::new(),
@@ -99,7 +107,9 @@ impl Head {
             next_task: 1,
             next_request: 1,
             agents: Vec::new(),
-            export: Export::new(Vec::new()).unwrap(),
+            export: Export::new(Vec::new(), None).unwrap(),
+            hold: None,
+            held: Vec::new(),
         }
     }
 
@@ -116,7 +126,22 @@ impl Head {
         self.start(Trust::Identity(identity));
     }
 
+    /// An agent whose tasks see the files through the view.
+    pub(crate) fn with_viewing_agent(lease_ms: u64) -> Head {
+        let mut head = Head::new(lease_ms);
+        let identity = head.authority.issue(Role::Node(NODE)).unwrap();
+        head.start_with(Trust::Identity(identity), || Files::View { own_tmp: false });
+        head.wait_until("the agent", |head| head.agent.is_some());
+        head
+    }
+
     pub(crate) fn start(&mut self, trust: Trust) {
+        self.start_with(trust, || {
+            Files::Disk(TaskRoot::from_head_disk(&[]).unwrap())
+        });
+    }
+
+    fn start_with(&mut self, trust: Trust, files: impl FnOnce() -> Files) {
         let head: SocketAddr = self.listener.local_addr().unwrap();
         let spaces = NamespaceFlags::NEWPID
             | NamespaceFlags::NEWNS
@@ -131,7 +156,7 @@ impl Head {
                     head,
                     trust,
                     name: Some("wished".into()),
-                    files: Files::Disk(TaskRoot::from_head_disk(&[]).unwrap()),
+                    files: files(),
                     address: "127.0.0.1".into(),
                     rootless: false,
                 };
@@ -350,7 +375,8 @@ impl Head {
                 }
                 Ok(Some(Role::Deputy(DEPUTY))) => {
                     let link = DeputyLink::server(socket, self.deputy_tls.clone()).unwrap();
-                    self.deputies.push(link);
+                    self.next_link += 1;
+                    self.deputies.push((LinkId(self.next_link), link));
                 }
                 Ok(None) => self.fresh.push(socket),
                 Ok(other) => panic!("dialled {other:?}"),
@@ -417,7 +443,7 @@ impl Head {
     }
 
     pub(crate) fn pump_deputies(&mut self) {
-        for mut link in std::mem::take(&mut self.deputies) {
+        for (id, mut link) in std::mem::take(&mut self.deputies) {
             let alive = link.receive().is_ok();
             let mut answers = Vec::new();
             while let Ok(Some(frame)) = link.next_frame() {
@@ -457,15 +483,41 @@ impl Head {
                         });
                     }
                     Frame::Message(Relay::Ask(question)) => {
-                        answers.push(Relay::View(self.export.answer(question)));
+                        let mut told = Vec::new();
+                        if !self.holds(&question) {
+                            self.export.question(id, question, &mut told);
+                        }
+                        answers.extend(told.into_iter().map(|(_, told)| match told {
+                            Told::Answer(answer) => Relay::Answer(answer),
+                            Told::Changes(changes) => Relay::Changed(changes),
+                        }));
                     }
                     Frame::Message(_) => {}
                 }
             }
             let sent = answers.iter().all(|answer| link.queue(answer).is_ok());
             if sent && link.flush().is_ok() && alive {
-                self.deputies.push(link);
+                self.deputies.push((id, link));
+            } else {
+                self.export.close(id);
             }
+        }
+    }
+
+    fn holds(&mut self, question: &Question) -> bool {
+        match (&question.what, self.hold) {
+            (Ask::Lookup { parent, name }, Some(hold)) if name == hold => {
+                self.held.push(*parent);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Tells all nodes that something has changed.
+    pub(crate) fn tell_change(&mut self, change: &Change) {
+        for (_, link) in &mut self.deputies {
+            link.send(&Relay::Changed(vec![change.clone()])).unwrap();
         }
     }
 }

@@ -8,6 +8,7 @@
 )]
 
 mod head;
+mod watchdog;
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ fn main() {
         .skip(1)
         .filter(|a| !a.starts_with('-'))
         .collect();
-    let tests: [(&str, fn()); 15] = [
+    let tests: [(&str, fn()); 18] = [
         ("a_task_runs_as_asked", a_task_runs_as_asked),
         ("a_terminal_is_the_tasks_own", a_terminal_is_the_tasks_own),
         ("what_can_not_run_says_why", what_can_not_run_says_why),
@@ -61,6 +62,18 @@ fn main() {
             an_agent_beside_dies_with_its_supervisor,
         ),
         ("many_short_tasks_all_end", many_short_tasks_all_end),
+        (
+            "an_agent_that_dies_while_the_kernel_waits_is_gone_soon",
+            watchdog::an_agent_that_dies_while_the_kernel_waits_is_gone_soon,
+        ),
+        (
+            "without_a_watchdog_it_would_stay",
+            watchdog::without_a_watchdog_it_would_stay,
+        ),
+        (
+            "a_watchdog_is_no_task_and_replaced",
+            watchdog::a_watchdog_is_no_task_and_replaced,
+        ),
     ];
     let mut passed = 0;
     for (name, test) in tests {

@@ -1,6 +1,6 @@
 //! Changing attributes.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::fs::{
@@ -24,7 +24,7 @@ impl Export {
         if opaque {
             return Err(Errno::ROFS);
         }
-        if let Err(errno) = self.set_each(link, &path, kind, handle, set) {
+        if let Err(errno) = self.set_each(link, file, &path, kind, handle, set) {
             // Some of it may have been done.
             self.changed_by(file, set.size.is_some(), Asker::Nobody);
             return Err(errno);
@@ -36,13 +36,14 @@ impl Export {
     fn set_each(
         &mut self,
         link: LinkId,
+        number: FileId,
         path: &Rc<OwnedFd>,
         kind: FileType,
         handle: Option<HandleId>,
         set: &SetAttributes,
     ) -> Result<(), Errno> {
         if let Some(size) = set.size {
-            self.truncate(link, path, kind, handle, size)?;
+            self.truncate(link, number, path, kind, handle, size)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
             let owner = set.uid.map(Uid::from_raw);
@@ -72,6 +73,7 @@ impl Export {
     fn truncate(
         &mut self,
         link: LinkId,
+        number: FileId,
         path: &Rc<OwnedFd>,
         kind: FileType,
         handle: Option<HandleId>,
@@ -86,8 +88,11 @@ impl Export {
         match opened {
             Some(opened) if opened.access.write => rustix::fs::ftruncate(&opened.file, size),
             _ => {
-                let file = descriptor::reopen(path.as_fd(), OFlags::WRONLY)?;
-                rustix::fs::ftruncate(file, size)
+                self.make_way(number);
+                let file = self.open_to_write(path, OFlags::WRONLY);
+                let done = file.and_then(|file| rustix::fs::ftruncate(file, size));
+                self.lease_again(number);
+                done
             }
         }
     }

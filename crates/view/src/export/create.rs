@@ -102,9 +102,9 @@ impl Export {
         }
         self.keep(link, handle, attributes.file, Rc::new(made), access);
         Ok(Reply::Opened {
+            unkept: self.is_unkept(link, attributes.file),
             attributes,
             content: Some(Content(Vec::new())),
-            unkept: false,
         })
     }
 

@@ -122,9 +122,21 @@ impl Export {
                 descriptor::reopen(&path, OFlags::RDONLY | OFlags::DIRECTORY)
             }
             (FileType::RegularFile, _) => descriptor::reopen(&path, OFlags::RDONLY)
-                .or_else(|_| descriptor::reopen(&path, OFlags::WRONLY)),
+                .or_else(|_| self.open_unreadable(file, &path)),
             _ => Err(Errno::INVAL),
         }
+    }
+
+    /// Opens a file that may be written to and not be read.
+    pub(super) fn open_unreadable(
+        &mut self,
+        file: FileId,
+        path: &Rc<OwnedFd>,
+    ) -> Result<OwnedFd, Errno> {
+        if self.make_way(file) {
+            self.changed_by(file, true, Asker::Nobody);
+        }
+        self.open_to_write(path, OFlags::WRONLY)
     }
 
     pub(super) fn allocate(
@@ -158,7 +170,11 @@ impl Export {
             SEEK_HOLE => SeekFrom::Hole(offset),
             _ => return Err(Errno::INVAL),
         };
-        let file = &self.handle(link, handle)?.file;
+        let handle = self.handle(link, handle)?;
+        if !handle.access.read && !handle.access.write {
+            return Err(Errno::ISDIR);
+        }
+        let file = &handle.file;
         Ok(Reply::Count(rustix::fs::seek(file, from)?))
     }
 

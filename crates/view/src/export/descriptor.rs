@@ -9,10 +9,10 @@ use wiglaf_wire::view::{Attributes, FileId};
 
 /// Longest name that a question may have; Linux file systems have none longer.
 const MAX_NAME_BYTES: usize = 255;
-/// Another deputy that probes a file has a lease on it for a moment, and so it can't be opened.
-const LEASE_PROBE_WAIT: Duration = Duration::from_micros(200);
-/// How often that is waited for before it is believed to be somebody's lasting lease.
-const LEASE_PROBES_OUTWAITED: u32 = 20;
+/// Somebody's write lease, which is in the way of readers too, is waited for a moment.
+const LEASE_WAIT: Duration = Duration::from_micros(200);
+/// How often, before it is believed to last.
+const LEASES_OUTWAITED: u32 = 20;
 
 pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > MAX_NAME_BYTES {
@@ -37,18 +37,23 @@ pub(super) fn magic(file: impl AsFd) -> String {
     format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())
 }
 
-/// Opens the very file that a descriptor names, with the rights of now.
+/// Opens the very file that a descriptor names, with the rights of now; for writing, only one
+/// that has just been made.
 pub(super) fn reopen(file: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let path = magic(file);
-    // Nothing of the view waits in an open, nor becomes the deputy's terminal.
-    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    for _ in 0..LEASE_PROBES_OUTWAITED {
-        match rustix::fs::open(&path, flags, Mode::empty()) {
-            Err(Errno::AGAIN) => std::thread::sleep(LEASE_PROBE_WAIT),
-            result => return result.map_err(without_room),
+    for _ in 0..LEASES_OUTWAITED {
+        match reopen_at_once(&file, flags) {
+            Err(Errno::AGAIN) => std::thread::sleep(LEASE_WAIT),
+            result => return result,
         }
     }
-    rustix::fs::open(&path, flags, Mode::empty()).map_err(without_room)
+    reopen_at_once(file, flags)
+}
+
+/// The same, where a lease that is in the way is waited for elsewhere.
+pub(super) fn reopen_at_once(file: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    // Nothing of the view waits in an open, nor becomes the deputy's terminal.
+    let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    rustix::fs::open(magic(file), flags, Mode::empty()).map_err(without_room)
 }
 
 /// This process's limit is the whole table's limit to whoever asks.

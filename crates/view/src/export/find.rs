@@ -92,7 +92,7 @@ impl Export {
         if let Some(belief) = self.belief(link, file) {
             belief.tell();
         }
-        let watched = self.table.is_watched(file);
+        let watched = self.table.is_watched(file) && !self.is_still_written(link, file);
         Ok(descriptor::attributes(file, stat, xattrs, watched))
     }
 
@@ -115,16 +115,18 @@ impl Export {
         path: &impl AsFd,
         stat: &Statx,
     ) -> Attributes {
-        let table = &mut self.table;
-        let watched = self
-            .watch
-            .as_mut()
-            .is_some_and(|watch| table.learn_key(file, path.as_fd(), watch));
+        let watched = self.learn_key(file, path) && !self.is_still_written(link, file);
         if let Some(belief) = self.belief(link, file) {
             belief.tell();
         }
         let xattrs = descriptor::has_xattrs(path);
         descriptor::attributes(file, stat, xattrs, watched)
+    }
+
+    /// Sees to it that changes of a file are heard; whether they are.
+    pub(super) fn learn_key(&mut self, file: FileId, path: &impl AsFd) -> bool {
+        let watch = self.watch.as_mut();
+        watch.is_some_and(|watch| self.table.learn_key(file, path.as_fd(), watch))
     }
 
     pub(super) fn attributes(&mut self, link: LinkId, file: FileId) -> Result<Reply, Errno> {

@@ -15,6 +15,8 @@ use crate::watch::is_being_written;
 
 /// Most open files of one node.
 const MAX_HANDLES: usize = 1 << 16;
+/// `O_DIRECTORY` of a message, which is not every architecture's.
+const DIRECTORY: u32 = 0o200_000;
 
 /// One file that a node has open.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Handle {
     pub(super) number: FileId,
     pub(super) file: Rc<OwnedFd>,
     pub(super) access: Access,
+    /// It is one of those for which the file is leased.
+    is_reader: bool,
     /// Descriptions with locks of the whole file, by their owner.
     pub(super) wholes: HashMap<u64, Rc<OwnedFd>>,
 }
@@ -79,65 +83,121 @@ impl Export {
         wants_content: bool,
     ) -> Result<Reply, Errno> {
         self.check_new(link, handle)?;
-        check_openable(self.table.kind(link, file)?)?;
+        let kind = self.table.kind(link, file)?;
         let path = self.path(link, file)?;
+        if flags & DIRECTORY != 0 {
+            return self.open_directory(link, file, kind, flags, handle);
+        }
+        check_openable(kind)?;
         let flags = open_flags(flags);
         let access = Access::of(flags);
-        if access.write {
-            let watched = self.table.is_watched(file);
-            self.table
-                .begin_writing(file, Some(link), || watched && is_written(path.as_fd()));
-        }
-        let opened = match descriptor::reopen(&path, flags) {
-            Ok(opened) => Rc::new(opened),
-            Err(errno) => {
-                if access.write {
-                    self.table.end_writing(file, Some(link));
-                }
-                return Err(errno);
-            }
-        };
-        if flags.contains(OFlags::TRUNC) {
-            if self.maker.must_drop(who) {
-                let stat = descriptor::status(&opened)?;
-                self.maker.drop_privileges(&opened, &stat)?;
-            }
-            self.changed_by(file, true, Asker::KnowsAll(link));
-        }
-        let attributes = match self.tell(link, file, &opened) {
+        let opened = self.open_regular(link, file, &path, flags)?;
+        // Before anything of it is read, it is known whether that may be kept.
+        self.learn_key(file, &opened);
+        self.keep(link, handle, file, Rc::clone(&opened), access);
+        let unkept = self.is_unkept(link, file);
+        let told = self.begin_truncated(link, who, file, &opened, flags);
+        let attributes = match told.and_then(|()| self.tell(link, file, &opened)) {
             Ok(attributes) => attributes,
             Err(errno) => {
-                if access.write {
-                    self.table.end_writing(file, Some(link));
-                }
+                self.close_handle(link, handle);
                 return Err(errno);
             }
         };
-        self.keep(link, handle, file, Rc::clone(&opened), access);
         let content = (wants_content && access.read)
             .then(|| small_content(&opened, &attributes))
             .flatten();
         Ok(Reply::Opened {
-            unkept: self.is_unkept(link, &attributes, &opened),
-            content,
             attributes,
+            content,
+            unkept,
         })
     }
 
-    /// Whether somebody may change the content without anyone being told.
-    pub(super) fn is_unkept(
+    /// Opens a regular file. For writing the table knows of it from then on, and the other nodes
+    /// do not keep it.
+    fn open_regular(
         &mut self,
         link: LinkId,
-        attributes: &Attributes,
-        opened: &Rc<OwnedFd>,
-    ) -> bool {
-        match self.table.writing(link, attributes.file) {
-            // Nobody is told anyway, and so the node keeps it for a moment only.
-            _ if !attributes.watched => false,
-            Writing::Others => true,
-            Writing::Own => false,
-            Writing::Unknown => is_being_written(opened.as_fd()),
+        file: FileId,
+        path: &Rc<OwnedFd>,
+        flags: OFlags,
+    ) -> Result<Rc<OwnedFd>, Errno> {
+        let writes = Access::of(flags).write;
+        if !writes && !flags.contains(OFlags::TRUNC) {
+            return descriptor::reopen(path, flags).map(Rc::new);
         }
+        let was_leased = self.make_way(file);
+        if writes {
+            let watched = self.table.is_watched(file);
+            self.table
+                .begin_writing(file, Some(link), || watched && is_written(path.as_fd()));
+        }
+        if was_leased {
+            let asker = match self.table.writing(link, file) {
+                Writing::Own => Asker::KnowsAll(link),
+                Writing::Unknown | Writing::Others => Asker::Nobody,
+            };
+            self.changed_by(file, true, asker);
+        }
+        let opened = self.open_to_write(path, flags);
+        if opened.is_err() && writes {
+            self.end_writing(file, Some(link));
+        }
+        opened.map(Rc::new)
+    }
+
+    /// What else is due if opening a file has emptied it.
+    fn begin_truncated(
+        &mut self,
+        link: LinkId,
+        who: Owner,
+        file: FileId,
+        opened: &Rc<OwnedFd>,
+        flags: OFlags,
+    ) -> Result<(), Errno> {
+        if !flags.contains(OFlags::TRUNC) {
+            return Ok(());
+        }
+        self.changed_by(file, true, Asker::KnowsAll(link));
+        if self.maker.must_drop(who) {
+            let stat = descriptor::status(opened)?;
+            self.maker.drop_privileges(opened, &stat)?;
+        }
+        Ok(())
+    }
+
+    /// A directory can be opened to be locked as a whole, and for nothing else.
+    fn open_directory(
+        &mut self,
+        link: LinkId,
+        file: FileId,
+        kind: (FileType, bool),
+        flags: u32,
+        handle: HandleId,
+    ) -> Result<Reply, Errno> {
+        match kind {
+            (FileType::Directory, false) => {}
+            (FileType::Directory, true) => return Err(Errno::ACCESS),
+            _ => return Err(Errno::NOTDIR),
+        }
+        if Access::of(open_flags(flags)).write {
+            return Err(Errno::ISDIR);
+        }
+        let path = self.path(link, file)?;
+        let opened = descriptor::reopen(&path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let attributes = self.tell(link, file, &opened)?;
+        let nothing = Access {
+            read: false,
+            write: false,
+            append: false,
+        };
+        self.keep(link, handle, file, Rc::new(opened), nothing);
+        Ok(Reply::Opened {
+            attributes,
+            content: None,
+            unkept: false,
+        })
     }
 
     pub(super) fn check_new(&self, link: LinkId, handle: HandleId) -> Result<(), Errno> {
@@ -161,13 +221,18 @@ impl Export {
         file: Rc<OwnedFd>,
         access: Access,
     ) {
-        let opened = Handle {
-            number,
-            file,
-            access,
-            wholes: HashMap::new(),
-        };
+        let is_reader = access.read && !access.write && self.table.is_watched(number);
         if let Some(link) = self.links.get_mut(&link) {
+            if is_reader {
+                self.leases.add_reader(number, &file);
+            }
+            let opened = Handle {
+                number,
+                file,
+                access,
+                is_reader,
+                wholes: HashMap::new(),
+            };
             link.handles.insert(handle, opened);
             self.table.add_handle(number);
         }
@@ -182,10 +247,11 @@ impl Export {
         let Some(of_link) = self.links.get_mut(&link) else {
             return;
         };
+        let closed = of_link.handles.remove(&handle);
         for file in of_link.locks.close(handle) {
-            self.table.end_writing(file, None);
+            self.end_writing(file, None);
         }
-        if let Some(closed) = of_link.handles.remove(&handle) {
+        if let Some(closed) = closed {
             self.end_handle(link, closed);
         }
         self.released = true;
@@ -193,11 +259,14 @@ impl Export {
 
     /// What an open file that is no more leaves behind.
     pub(super) fn end_handle(&mut self, link: LinkId, handle: Handle) {
-        if handle.access.write {
-            self.table.end_writing(handle.number, Some(link));
-        }
-        let number = handle.number;
+        let (number, writes, is_reader) = (handle.number, handle.access.write, handle.is_reader);
         drop(handle);
+        if is_reader {
+            self.leases.end_reader(number);
+        }
+        if writes {
+            self.end_writing(number, Some(link));
+        }
         self.table.end_handle(number);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FileType, FlockOperation, OFlags};
 use rustix::io::Errno;
 use wiglaf_linux::lock::{self, RecordKind};
 use wiglaf_wire::view::{FileId, HandleId, Lock, LockKind, LockStyle, Reply};
@@ -74,7 +74,11 @@ impl Export {
         wanted: Wanted,
         wait: bool,
     ) -> Result<Outcome, Errno> {
-        check_openable(self.table.kind(link, wanted.file)?)?;
+        let kind = self.table.kind(link, wanted.file)?;
+        // A directory can be open only to be locked so.
+        if (wanted.style, kind) != (LockStyle::Whole, (FileType::Directory, false)) {
+            check_openable(kind)?;
+        }
         match self.try_lock(link, &wanted) {
             Ok(()) => Ok(Outcome::Reply(self.locked(link, &wanted)?)),
             Err(Errno::AGAIN) if wait => {
@@ -137,12 +141,13 @@ impl Export {
         }
         let path = self.path(link, wanted.file)?;
         let watched = self.table.is_watched(wanted.file);
+        self.make_way(wanted.file);
         self.table
             .begin_writing(wanted.file, None, || watched && is_written(path.as_fd()));
-        let opened = descriptor::reopen(&path, OFlags::RDWR);
+        let opened = self.open_to_write(&path, OFlags::RDWR);
         let counted = opened.is_ok();
         if !counted {
-            self.table.end_writing(wanted.file, None);
+            self.end_writing(wanted.file, None);
         }
         let file = match opened {
             Ok(file) => Rc::new(file),
@@ -199,10 +204,15 @@ impl Export {
         let file = match handle.wholes.get(&wanted.owner) {
             Some(file) => Rc::clone(file),
             None => {
+                let own = Rc::clone(&handle.file);
                 let file = descriptor::reopen(&path, OFlags::RDONLY)
-                    .or_else(|_| descriptor::reopen(&path, OFlags::WRONLY))
-                    .map_or_else(|_| Rc::clone(&handle.file), Rc::new);
-                handle.wholes.insert(wanted.owner, Rc::clone(&file));
+                    .or_else(|_| self.open_unreadable(wanted.file, &path))
+                    .map_or(own, Rc::new);
+                if let Some(of_link) = self.links.get_mut(&link)
+                    && let Some(handle) = of_link.handles.get_mut(&wanted.handle)
+                {
+                    handle.wholes.insert(wanted.owner, Rc::clone(&file));
+                }
                 file
             }
         };
@@ -260,7 +270,8 @@ impl Export {
             return;
         };
         if records.counted {
-            self.table.end_writing(file, None);
+            drop(records);
+            self.end_writing(file, None);
         } else {
             // The description may be an open file's, which goes on.
             let all = lock::Record {

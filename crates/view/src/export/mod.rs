@@ -26,6 +26,7 @@ mod descriptor;
 mod find;
 mod handles;
 mod hidden;
+mod leases;
 mod list;
 mod locks;
 mod maker;
@@ -43,6 +44,7 @@ pub use table::MAX_FILES_IN_TABLE;
 use belief::Belief;
 use handles::Handle;
 use hidden::Hidden;
+use leases::Leases;
 use list::Listings;
 use locks::Locks;
 use maker::Maker;
@@ -67,6 +69,9 @@ pub enum ExportError {
         /// What went wrong.
         errno: Errno,
     },
+    /// Broken leases can't be heard of.
+    #[error("can't listen for leases of the view: {0}")]
+    Leases(Errno),
     /// The rights of this process are not known.
     #[error("can't tell the view's rights: {0}")]
     Rights(#[source] CredsError),
@@ -94,7 +99,10 @@ pub struct Export {
     released: bool,
     /// Changes that no caller has collected yet.
     news: Vec<(LinkId, Change)>,
+    /// Since when there is some for which no caller is near.
+    untold_since: Option<Instant>,
     readers: Opened,
+    leases: Leases,
     listings: Listings,
     hidden: Hidden,
     maker: Maker,
@@ -131,6 +139,9 @@ impl Export {
     ///
     /// The process ignores SIGXFSZ and SIGIO from now on: a write beyond the limit is an error
     /// for the node, and nobody's opening of a file that is just being probed ends the deputy.
+    /// With a watch, the calling thread blocks the signals of leases: while a node has a file
+    /// open for reading, others wait for this export in opening it for writing, until
+    /// [`watch_fd`](Export::watch_fd) has been obeyed or anything is asked.
     pub fn new(hidden: Vec<PathBuf>, watch: Option<Watch>) -> Result<Export, ExportError> {
         for signal in [
             rustix::process::Signal::XFSZ.as_raw(),
@@ -146,7 +157,9 @@ impl Export {
             waiting: Waiting::default(),
             released: false,
             news: Vec::new(),
+            untold_since: None,
             readers: Opened::default(),
+            leases: Leases::new(watch.as_ref()).map_err(ExportError::Leases)?,
             listings: Listings::default(),
             hidden: Hidden::new(hidden),
             maker: Maker::new().map_err(ExportError::Rights)?,
@@ -194,15 +207,17 @@ impl Export {
         }
     }
 
-    /// Tries the locks that have waited long enough.
+    /// Tries the locks that have waited long enough, and tells what could not be told at once.
     pub fn tick(&mut self, now: Instant, out: &mut Vec<(LinkId, Told)>) {
+        self.tell_news(out);
         self.try_waiting(Some(now), out);
     }
 
     /// When [`tick`](Export::tick) is to be called.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.waiting.deadline()
+        let (news, locks) = (self.untold_since, self.waiting.deadline());
+        news.min(locks).or(news).or(locks)
     }
 
     /// A link is gone, and with it all that it knew, had open and had locked. Locks that waited
@@ -216,7 +231,7 @@ impl Export {
             self.end_handle(link, handle);
         }
         for file in gone.locks.files_written() {
-            self.table.end_writing(file, None);
+            self.end_writing(file, None);
         }
         self.news.retain(|(to, _)| *to != link);
         self.listings.close(link);
@@ -224,6 +239,7 @@ impl Export {
             self.readers.drop(file);
         }
         self.waiting.hurry();
+        self.untold_since = (!self.news.is_empty()).then(Instant::now);
     }
 
     /// How many files the table names.
@@ -399,8 +415,9 @@ impl Export {
         }
     }
 
-    /// Reads all that the watch has and notes whom it concerns.
+    /// Reads all that the watch has, and the leases, and notes whom it concerns.
     fn drain(&mut self) {
+        self.hear_breaks();
         let Some(watch) = &mut self.watch else {
             return;
         };
@@ -512,6 +529,7 @@ impl Export {
     }
 
     fn tell_news(&mut self, out: &mut Vec<(LinkId, Told)>) {
+        self.untold_since = None;
         if self.news.is_empty() {
             return;
         }

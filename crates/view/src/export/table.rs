@@ -42,6 +42,8 @@ pub(super) struct File {
     /// Open files of it.
     handles: u32,
     writers: Writers,
+    /// Somebody on the head was seen to have it open for writing, and may store without an event.
+    written: bool,
 }
 
 /// What one link was told of a file.
@@ -302,6 +304,17 @@ impl Table {
         file.is_some_and(|file| file.key.is_some())
     }
 
+    /// Whether somebody on the head was seen to write to a file.
+    pub(super) fn is_written(&self, number: FileId) -> bool {
+        self.files.get(&number).is_some_and(|file| file.written)
+    }
+
+    pub(super) fn set_written(&mut self, number: FileId, written: bool) {
+        if let Some(file) = self.files.get_mut(&number) {
+            file.written = written;
+        }
+    }
+
     /// All numbers of a file.
     pub(super) fn of_inode(&self, inode: Inode) -> Vec<FileId> {
         self.by_inode.get(&inode).cloned().unwrap_or_default()
@@ -425,6 +438,7 @@ impl File {
             tellings: Vec::new(),
             handles: 0,
             writers: Writers::default(),
+            written: false,
         }
     }
 

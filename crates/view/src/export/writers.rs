@@ -50,6 +50,12 @@ impl Table {
         }
     }
 
+    /// Whether this process has a file open for writing.
+    pub(super) fn is_written_here(&mut self, number: FileId) -> bool {
+        self.writers(number)
+            .is_some_and(|writers| !writers.are_none())
+    }
+
     /// A link opens a file for writing, or `None` for write locks alone. `foreign` is asked,
     /// while it can be told, whether somebody else has it open so.
     pub(super) fn begin_writing(

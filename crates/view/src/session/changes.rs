@@ -130,7 +130,10 @@ impl Session {
 
     /// Whether a name leads to this file, as far as is known.
     pub(super) fn leads_to(&self, parent: u64, name: &[u8], node: u64) -> bool {
-        let directory = self.files.get(&parent).and_then(|file| file.directory.as_ref());
+        let directory = self
+            .files
+            .get(&parent)
+            .and_then(|file| file.directory.as_ref());
         directory.is_some_and(|directory| directory.name(name) == Some(Name::File(node)))
     }
 }

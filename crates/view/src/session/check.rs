@@ -90,7 +90,10 @@ impl Session {
         name: &[u8],
         result: Result<Told, i32>,
     ) {
-        let directory = self.files.get(&parent).and_then(|file| file.directory.as_ref());
+        let directory = self
+            .files
+            .get(&parent)
+            .and_then(|file| file.directory.as_ref());
         let believed = directory.and_then(|directory| directory.name(name));
         let difference = match (believed, result) {
             (None, Ok(Told::Entry(Some(now)))) => {

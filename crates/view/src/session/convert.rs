@@ -71,6 +71,9 @@ fn kernel_device(device: u64) -> u32 {
 }
 
 pub(super) fn from_kernel_device(device: u32) -> u64 {
-    let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xfff00));
+    let (major, minor) = (
+        (device >> 8) & 0xfff,
+        (device & 0xff) | ((device >> 12) & 0xfff00),
+    );
     rustix::fs::makedev(major, minor)
 }

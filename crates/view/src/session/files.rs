@@ -107,8 +107,9 @@ impl Session {
             self.content_changed(node);
         }
         if is_new {
-            self.idle(node);
+            // Others make room, not this one: it has not been told yet.
             self.evict();
+            self.idle(node);
         }
         node
     }
@@ -304,12 +305,7 @@ impl Session {
     }
 
     /// Attributes that the kernel waits for.
-    pub(super) fn told_attributes(
-        &mut self,
-        unique: u64,
-        node: u64,
-        result: Result<Told, i32>,
-    ) {
+    pub(super) fn told_attributes(&mut self, unique: u64, node: u64, result: Result<Told, i32>) {
         match result {
             Ok(Told::Attributes(attributes)) if attributes.file.0 == node => {
                 let valid = self.learn_while_writing(node, attributes.clone());

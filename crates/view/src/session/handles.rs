@@ -3,16 +3,13 @@
 use wiglaf_fuse::{Opened, Reply};
 use wiglaf_wire::view::{Ask, FileId, MAX_SMALL_FILE_BYTES, Reply as Told};
 
-use super::{
-    Effect, HandleId, MAX_UNACKNOWLEDGED_BYTES, Session, Waiting, errno, unexpected,
-};
+use super::{Effect, HandleId, MAX_UNACKNOWLEDGED_BYTES, Session, Waiting, errno, unexpected};
 
 const O_ACCMODE: u32 = 0o3;
 const O_TRUNC: u32 = 0o1000;
 const O_APPEND: u32 = 0o2000;
 const O_DSYNC: u32 = 0o10000;
 const O_DIRECT: u32 = 0o40000;
-const O_DIRECTORY: u32 = 0o200_000;
 /// Of an open file that the deputy does not know. Handles' numbers begin at 1.
 const NO_HANDLE: HandleId = HandleId(0);
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -233,7 +230,9 @@ impl Session {
         if open.shared
             && let Some(content) = self.files.get(&node).and_then(|file| file.content.clone())
         {
-            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+            let from = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(content.len());
             let to = from.saturating_add(size as usize).min(content.len());
             return self.reply(unique, Reply::Data(content[from..to].to_vec()));
         }
@@ -264,7 +263,8 @@ impl Session {
         }
         let size = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let file = handle.file;
-        let waits = handle.waits || self.unacknowledged + u64::from(size) > MAX_UNACKNOWLEDGED_BYTES;
+        let waits =
+            handle.waits || self.unacknowledged + u64::from(size) > MAX_UNACKNOWLEDGED_BYTES;
         handle.unacknowledged += 1;
         let deputys = handle.deputys;
         self.unacknowledged += u64::from(size);
@@ -375,36 +375,17 @@ impl Session {
         self.reply(unique, Reply::Empty);
     }
 
-    /// A directory is open on the node alone, unless somebody locks it.
+    /// A directory is open on the node alone. Where changes are told, the kernel need not even
+    /// say so: it lists what it has kept.
     pub(super) fn open_directory(&mut self, unique: u64, node: u64) {
-        let handle = self.new_handle(node, NO_HANDLE, 0);
-        let mut keep_cache = true;
-        if let Some(file) = self.files.get_mut(&node) {
-            keep_cache = file.watched && !std::mem::take(&mut file.pages_stale);
+        if self.files.get(&node).is_some_and(|file| file.watched) {
+            return self.fail(unique, errno::NOSYS);
         }
         let opened = Opened {
-            handle,
-            keep_cache,
-            cache_directory: true,
+            handle: self.new_handle(node, NO_HANDLE, 0),
             ..Opened::default()
         };
         self.reply(unique, Reply::Opened(opened));
-    }
-
-    /// What the deputy calls an open file, for locks: a directory is opened there for that.
-    pub(super) fn lockable_handle(&mut self, who: (u32, u32), number: u64) -> Option<HandleId> {
-        let handle = self.handles.get_mut(&number)?;
-        if handle.deputys == NO_HANDLE {
-            handle.deputys = HandleId(number);
-            let what = Ask::Open {
-                file: FileId(handle.file),
-                flags: O_DIRECTORY,
-                handle: handle.deputys,
-                content: false,
-            };
-            self.ask(who, what, Waiting::Anything);
-        }
-        self.deputys_handle(number)
     }
 
     /// Later opens ask the deputy again; those that read through the descriptor keep it.
@@ -465,12 +446,7 @@ impl Session {
         self.ask(who, what, Waiting::Synced { unique, handle });
     }
 
-    pub(super) fn synced(
-        &mut self,
-        unique: u64,
-        handle: Option<u64>,
-        result: Result<Told, i32>,
-    ) {
+    pub(super) fn synced(&mut self, unique: u64, handle: Option<u64>, result: Result<Told, i32>) {
         let failed = handle
             .and_then(|handle| self.handles.get_mut(&handle))
             .and_then(|handle| {

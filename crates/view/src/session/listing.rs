@@ -288,7 +288,10 @@ impl Session {
     fn learn_entries(&mut self, node: u64, entries: &mut [Entry]) {
         for entry in entries {
             let own = node == FileId::ROOT.0 && self.own.iter().any(|(own, _)| *own == entry.name);
-            let known = entry.attributes.take().filter(|told| told.file.0 < OWN_FIRST);
+            let known = entry
+                .attributes
+                .take()
+                .filter(|told| told.file.0 < OWN_FIRST);
             match known {
                 Some(attributes) if !own => {
                     self.learn_name(node, &entry.name, attributes);
@@ -361,7 +364,13 @@ impl Session {
         for entry in entries {
             let added = if reader.plus {
                 let known = self.known_entry(directory, entry);
-                let Entry { ino, next, kind, ref name, .. } = *entry;
+                let Entry {
+                    ino,
+                    next,
+                    kind,
+                    ref name,
+                    ..
+                } = *entry;
                 let added = buffer.add_plus(ino, next, kind, name, known.as_ref());
                 if added && let Some(known) = known {
                     self.count(known.node);
@@ -394,7 +403,10 @@ impl Session {
             return;
         };
         let parent_read = file.name.as_ref().is_some_and(|(parent, _)| {
-            let parent = self.files.get(parent).and_then(|file| file.directory.as_ref());
+            let parent = self
+                .files
+                .get(parent)
+                .and_then(|file| file.directory.as_ref());
             parent.is_some_and(|directory| directory.was_read)
         });
         let Some(directory) = &file.directory else {

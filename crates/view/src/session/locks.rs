@@ -31,7 +31,7 @@ impl Session {
         request: &LockRequest,
         wait: bool,
     ) {
-        let Some(handle) = self.lockable_handle(who, request.handle) else {
+        let Some(handle) = self.deputys_handle(request.handle) else {
             return self.fail(unique, errno::BADF);
         };
         let style = if request.flock {

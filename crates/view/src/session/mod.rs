@@ -37,6 +37,8 @@ pub const UNWATCHED_MS: u64 = 1000;
 pub const MAX_UNACKNOWLEDGED_BYTES: u64 = 8 << 20;
 /// Numbers of the node's own directories, far from any that a deputy gives.
 const OWN_FIRST: u64 = 1 << 63;
+/// The attribute that holds a file's SELinux label.
+const SELINUX_LABEL: &[u8] = b"security.selinux";
 /// A question's owner when it is the view's own.
 const NOBODY: (u32, u32) = (0, 0);
 
@@ -251,7 +253,8 @@ impl Waiting {
             Waiting::Listing { reader, .. } => reader.as_mut().map(|reader| &mut reader.unique),
             Waiting::Anything
             | Waiting::Barrier { .. }
-            | Waiting::CheckFile { .. } | Waiting::CheckName { .. } => None,
+            | Waiting::CheckFile { .. }
+            | Waiting::CheckName { .. } => None,
         }
     }
 }
@@ -653,7 +656,10 @@ impl Session {
             self.by_request.insert(unique, (id, self.asker));
         }
         // What a check asks, no program has asked.
-        if !matches!(waiting, Waiting::CheckFile { .. } | Waiting::CheckName { .. }) {
+        if !matches!(
+            waiting,
+            Waiting::CheckFile { .. } | Waiting::CheckName { .. }
+        ) {
             self.statistics.questions += 1;
         }
         self.waiting.insert(id, waiting);
@@ -684,6 +690,11 @@ impl Session {
     }
 
     fn get_xattr(&mut self, unique: u64, who: (u32, u32), node: u64, name: &[u8], size: u32) {
+        // A node does not act on the head's labels. Said so, tools that would ask for that of each
+        // file stop after the first.
+        if name == SELINUX_LABEL {
+            return self.fail(unique, errno::OPNOTSUPP);
+        }
         match self.valid_attributes(node) {
             Some(attributes) if !attributes.xattrs => self.fail(unique, errno::NODATA),
             _ => {
@@ -738,6 +749,7 @@ mod errno {
     pub(super) const RANGE: i32 = 34;
     pub(super) const NOSYS: i32 = 38;
     pub(super) const NODATA: i32 = 61;
+    pub(super) const OPNOTSUPP: i32 = 95;
     pub(super) const NOTCONN: i32 = 107;
     pub(super) const STALE: i32 = 116;
 }

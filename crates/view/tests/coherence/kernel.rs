@@ -254,16 +254,18 @@ impl Kernel {
             return Some(Ok(known));
         }
         let is_new = self.at >= self.script.len();
-        Some(match self.call(node, Operation::GetAttributes { handle: None })? {
-            Reply::Attributes { attributes, valid } => {
-                if is_new && valid == Valid::Always {
-                    self.inodes.entry(node).or_default().attributes = Some(attributes);
+        Some(
+            match self.call(node, Operation::GetAttributes { handle: None })? {
+                Reply::Attributes { attributes, valid } => {
+                    if is_new && valid == Valid::Always {
+                        self.inodes.entry(node).or_default().attributes = Some(attributes);
+                    }
+                    Ok(attributes)
                 }
-                Ok(attributes)
-            }
-            Reply::Error(errno) => Err(errno),
-            other => panic!("{other:?} to a stat"),
-        })
+                Reply::Error(errno) => Err(errno),
+                other => panic!("{other:?} to a stat"),
+            },
+        )
     }
 
     pub(crate) fn look(&mut self, path: &str) -> Waits<Option<Seen>> {
@@ -275,7 +277,11 @@ impl Kernel {
                 return Some(None);
             };
             let is_file = attributes.mode & 0o170_000 == 0o100_000;
-            let content = if is_file { Some(k.content(node)?) } else { None };
+            let content = if is_file {
+                Some(k.content(node)?)
+            } else {
+                None
+            };
             let nanoseconds = |(seconds, part): (i64, u32)| (seconds, i64::from(part));
             Some(Some(Seen {
                 ino: attributes.ino,
@@ -305,7 +311,10 @@ impl Kernel {
             self.inodes.entry(node).or_default().pages = None;
         }
         let cached = self.inodes.get(&node).and_then(|inode| inode.pages.clone());
-        let data = if let (Some(pages), true) = (cached, self.at >= self.script.len() && self.awaited.is_none()) {
+        let data = if let (Some(pages), true) = (
+            cached,
+            self.at >= self.script.len() && self.awaited.is_none(),
+        ) {
             self.script.push(Reply::Data(pages.clone()));
             self.at += 1;
             pages

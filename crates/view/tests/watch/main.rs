@@ -5,6 +5,7 @@
 //! No standard harness: the mount namespace must be private before there is a second thread, and
 //! programs that change files are forked.
 
+mod deputies;
 mod scene;
 mod tests;
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     mount_change("/", private).expect("private mounts");
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests::ALL {
+    for (name, test) in tests::ALL.iter().chain(deputies::ALL) {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }

@@ -161,9 +161,9 @@ fn locks_hold_against_the_heads_processes() {
     let mut rig = Rig::new();
     let (one, _) = rig.both();
     rig.whole(A, &one, LockKind::Write).expect("free");
-    elsewhere(&rig, "! flock -n file true");
+    elsewhere(&mut rig, "! flock -n file true");
     rig.whole(A, &one, LockKind::Unlock).expect("given up");
-    elsewhere(&rig, "flock -n file true");
+    elsewhere(&mut rig, "flock -n file true");
     let file = std::fs::File::open(rig.file("file")).expect("the file");
     let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
     rustix::fs::flock(&file, exclusive).expect("free");
@@ -182,10 +182,10 @@ fn locks_hold_against_the_heads_processes() {
         .expect("free");
     let try_it = "python3 -c 'import fcntl; \
         fcntl.lockf(open(\"file\", \"r+\"), fcntl.LOCK_EX | fcntl.LOCK_NB, 2, 3)'";
-    elsewhere(&rig, &format!("! {try_it} 2>/dev/null"));
+    elsewhere(&mut rig, &format!("! {try_it} 2>/dev/null"));
     let (file, owner) = (one.file, 1);
     rig.tell(A, Ask::Unlock { file, owner });
-    elsewhere(&rig, try_it);
+    elsewhere(&mut rig, try_it);
     // A process of the head has its PID told, and keeps us off.
     let mut holder = std::process::Command::new("python3")
         .args(["-uc", "import fcntl, sys; f = open('file', 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); sys.stdin.read()"])

@@ -435,9 +435,7 @@ impl World {
             }
             _ => return,
         };
-        let mut shell = std::process::Command::new("sh");
-        let shell = shell.args(["-c", &script]).current_dir(&self.rig.path);
-        shell.output().expect("a shell");
+        self.rig.run(&["-c", &script]);
         // The launch barrier.
         assert_eq!(self.ask(A, Ask::Barrier), Ok(Reply::Done));
     }

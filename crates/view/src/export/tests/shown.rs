@@ -192,7 +192,7 @@ fn what_is_listed_is_found_when_it_is_used() {
     };
     // The head does as it likes, and the inodes are used again at once.
     elsewhere(
-        &rig,
+        &mut rig,
         "rm replaced; echo new >replaced; rm removed; mv moved gone; touch other",
     );
     let content = rig.read(A, told("kept"), None, 0, 100);
@@ -281,7 +281,7 @@ fn there_may_be_more_files_than_descriptors() {
     all_there(&mut rig);
     // What is moved or replaced by the head is not taken for what it was.
     elsewhere(
-        &rig,
+        &mut rig,
         "cd moved/two/three; mv f1 g1; rm f2; echo >f2; mv f3 ../f3",
     );
     let mut gone = 0;
@@ -337,5 +337,5 @@ fn very_deep_directories_are_forgotten() {
     rig.export.close(A);
     rig.export.close(B);
     assert_eq!(rig.export.len(), 1);
-    elsewhere(&rig, "rm -r d");
+    elsewhere(&mut rig, "rm -r d");
 }

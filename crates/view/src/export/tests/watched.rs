@@ -82,7 +82,7 @@ fn changes_on_the_head_are_told_before_the_barrier_is_answered() {
     rig.attributes(A, here).expect("told");
     assert_eq!(rig.try_look_up(A, here, b"new"), Ok(None));
     rig.changes.clear();
-    elsewhere(&rig, "echo 2 >file; chmod 600 file; touch new");
+    elsewhere(&mut rig, "echo 2 >file; chmod 600 file; touch new");
     rig.done(A, Ask::Barrier).expect("done");
     let expected = [
         changed(file, true),
@@ -98,14 +98,14 @@ fn changes_on_the_head_are_told_before_the_barrier_is_answered() {
     assert_eq!(all, expected);
     assert_eq!(rig.news_of(B, &[file]), [changed(file, true)]);
     // Once, until it is asked for again.
-    elsewhere(&rig, "echo 3 >file");
+    elsewhere(&mut rig, "echo 3 >file");
     assert_eq!(rig.news_of(A, &files), []);
     rig.attributes(A, file).expect("told");
-    elsewhere(&rig, "ln file other");
+    elsewhere(&mut rig, "ln file other");
     assert_eq!(rig.news_of(A, &files), [changed(file, false)]);
     // By any of its names.
     rig.attributes(A, file).expect("told");
-    elsewhere(&rig, "echo 4 >other");
+    elsewhere(&mut rig, "echo 4 >other");
     assert_eq!(rig.news_of(A, &files), [changed(file, true)]);
     // What a node does itself is not told to it by the watch either.
     let opened = rig.open(A, file, RDWR).expect("opened");
@@ -124,7 +124,7 @@ fn listed_files_are_watched_too() {
     let told = listed[0].attributes.clone().expect("attributes");
     let here = rig.here;
     rig.ignore_news();
-    elsewhere(&rig, "echo 2 >file; mv file other");
+    elsewhere(&mut rig, "echo 2 >file; mv file other");
     let news = rig.news_of(A, &[told.file, here]);
     if !told.watched || news.contains(&Change::Everything) {
         println!("SKIPPED: something was mounted meanwhile");
@@ -145,7 +145,7 @@ fn rights_of_now_are_needed_to_read_without_a_handle() {
     assert_eq!(rig.read(A, told.file, None, 0, 9), Ok(b"1".to_vec()));
     let kept = rig.export.readers.get(told.file, || Err(Errno::NOENT));
     assert_eq!(kept.is_ok(), told.watched);
-    elsewhere(&rig, "chmod 000 file");
+    elsewhere(&mut rig, "chmod 000 file");
     rig.done(A, Ask::Barrier).expect("done");
     let kept = rig.export.readers.get(told.file, || Err(Errno::NOENT));
     assert_eq!(kept.err(), Some(Errno::NOENT));
@@ -184,10 +184,9 @@ fn a_file_that_others_write_is_not_kept() {
     let (unkept, five) = open(&mut rig, B, RDONLY);
     assert!(!unkept);
     // A process of the head: this one will do.
-    let writer = std::fs::File::options()
-        .append(true)
-        .open(rig.file("file"))
-        .expect("the file");
+    let path = rig.file("file");
+    let writer = rig.beside(move || std::fs::File::options().append(true).open(path));
+    let writer = writer.expect("the file");
     for flags in [RDONLY, RDWR, RDONLY] {
         let (unkept, handle) = open(&mut rig, A, flags);
         assert!(unkept);
@@ -243,11 +242,11 @@ fn lost_events_are_everything() {
     rig.export.obey(&Event::Lost);
     assert_eq!(rig.news(A), [Change::Everything]);
     assert_eq!(rig.news(B), [Change::Everything]);
-    elsewhere(&rig, "echo 2 >file");
+    elsewhere(&mut rig, "echo 2 >file");
     assert_eq!(rig.news_of(A, &[file]), []);
     // Asked for again, it is watched again.
     let again = rig.attributes(A, file).expect("told");
-    elsewhere(&rig, "echo 3 >file");
+    elsewhere(&mut rig, "echo 3 >file");
     if again.watched {
         assert!(rig.news_of(A, &[file]).contains(&changed(file, true)));
     }
