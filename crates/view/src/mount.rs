@@ -83,8 +83,8 @@ pub enum Outcome {
         /// What differed.
         differences: Vec<String>,
     },
-    /// A process that waits for this request has a signal; if it is a deadly one, say so by
-    /// [`ViewMount::abandon`].
+    /// A process that waits for this request has a signal; if that is a deadly one, or one comes
+    /// later, of which the kernel does not tell, say so by [`ViewMount::abandon`].
     Interrupted {
         /// The request.
         unique: u64,
@@ -280,6 +280,12 @@ impl ViewMount {
     pub fn check(&mut self, now: u64, token: u64) {
         self.session.check(now, token);
         self.carry_out();
+    }
+
+    /// Whether this request, of which [`Outcome::Interrupted`] told, still waits for the deputy.
+    #[must_use]
+    pub fn awaits(&self, unique: u64) -> bool {
+        self.session.asker(unique).is_some()
     }
 
     /// See [`Session::abandon`].

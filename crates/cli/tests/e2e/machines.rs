@@ -23,7 +23,7 @@ const SUBNETS: u32 = 1 << 14;
 static MACHINES: AtomicU32 = AtomicU32::new(0);
 
 /// The other machine, and the cable's ends.
-struct Machine {
+pub(crate) struct Machine {
     space: String,
     cable: String,
     head: Ipv4Addr,
@@ -70,11 +70,11 @@ impl Machine {
         Some(machine)
     }
 
-    fn pull_cable(&self) {
+    pub(crate) fn pull_cable(&self) {
         ip(&format!("link set {} down", self.cable));
     }
 
-    fn plug_cable(&self) {
+    pub(crate) fn plug_cable(&self) {
         ip(&format!("link set {} up", self.cable));
     }
 
@@ -129,15 +129,15 @@ fn ip(words: &str) {
 
 /// A cluster whose head listens for a second machine, which has an agent. The order of the fields
 /// is that in which they end.
-struct Pair {
-    cluster: Cluster,
-    machine: Machine,
+pub(crate) struct Pair {
+    pub(crate) cluster: Cluster,
+    pub(crate) machine: Machine,
     agent: Child,
     _head: HeadProcess,
 }
 
 impl Pair {
-    fn start(config: &str) -> Option<Pair> {
+    pub(crate) fn start(config: &str) -> Option<Pair> {
         let machine = Machine::new()?;
         let (head, cluster) = start_head(&machine, config);
         let token = token_file(&cluster, "token", &cluster.ok(&["node", "token"]));
@@ -158,11 +158,11 @@ impl Pair {
         nodes[0]["state"].as_str().unwrap().to_owned()
     }
 
-    fn wait_for_state(&self, state: &str) {
+    pub(crate) fn wait_for_state(&self, state: &str) {
         wait_for(state, || self.state() == state, || self.state());
     }
 
-    fn alice(&self, script: &str) -> Child {
+    pub(crate) fn alice(&self, script: &str) -> Child {
         self.cluster
             .command_as(ALICE, &["run", "-w", "far", "sh", "-c", script])
             .stdout(Stdio::piped())

@@ -17,5 +17,6 @@ mod machines;
 mod run;
 mod shell;
 mod terminal;
+mod unreachable;
 mod users;
 mod view;

@@ -30,6 +30,9 @@ const FLAGS_FIELD: usize = 6;
 /// Requests that follow each other so soon come from a program that is at it.
 const SOON: Duration = Duration::from_micros(100);
 const SIGKILL_BIT: u64 = 1 << 8;
+/// How often processes that were signalled while they wait are looked at: the kernel tells of
+/// a request's first signal only, and the deadly one may come later.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
 
 /// Why a node has no view.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,8 @@ pub(super) struct Views {
     tasks: HashMap<TaskId, DeputyId>,
     waiting: HashMap<u64, Waits>,
     next: u64,
+    /// When to look at signalled processes again.
+    look_at: Option<Instant>,
     served_at: Option<Instant>,
     in_demand: bool,
 }
@@ -87,6 +92,8 @@ struct NodeView {
     tasks: HashSet<TaskId>,
     /// Orders the idle ones.
     last_used: u64,
+    /// Requests whose processes have been signalled while they wait.
+    signalled: Vec<(u64, u32)>,
 }
 
 #[derive(Debug)]
@@ -115,6 +122,7 @@ impl Views {
             tasks: HashMap::new(),
             waiting: HashMap::new(),
             next: 1,
+            look_at: None,
             served_at: None,
             in_demand: false,
         })
@@ -150,6 +158,7 @@ impl Views {
                 uid,
                 tasks: HashSet::new(),
                 last_used: used,
+                signalled: Vec::new(),
             };
             self.views.insert(deputy, view);
         }
@@ -350,7 +359,15 @@ impl Views {
             }
         }
         due.extend(self.take_vain_checks());
+        let now = Instant::now();
+        let is_time_to_look = self.look_at.is_some_and(|at| at <= now);
+        if is_time_to_look {
+            self.look_at = None;
+        }
         for (&deputy, view) in &mut self.views {
+            if is_time_to_look {
+                view.let_go_of_killed();
+            }
             let mount = &mut view.mount;
             loop {
                 let questions = mount.take_questions();
@@ -398,14 +415,34 @@ impl Views {
                         due.push(Due::Lost { tag, reason });
                     }
                     Outcome::Interrupted { unique, pid } => {
-                        if is_being_killed(pid) {
-                            mount.abandon(unique);
-                        }
+                        view.signalled.push((unique, pid));
+                        self.look_at = Some(now);
                     }
                 }
             }
+            if !view.signalled.is_empty() {
+                self.look_at.get_or_insert(now + LOOK_PERIOD);
+            }
         }
         due
+    }
+
+    /// When [`Views::settle`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.look_at
+    }
+}
+
+impl NodeView {
+    /// Processes that are being killed wait no longer.
+    fn let_go_of_killed(&mut self) {
+        let mount = &mut self.mount;
+        self.signalled.retain(|&(unique, pid)| {
+            if mount.awaits(unique) && is_being_killed(pid) {
+                mount.abandon(unique);
+            }
+            mount.awaits(unique)
+        });
     }
 }
 

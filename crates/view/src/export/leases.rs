@@ -9,6 +9,10 @@
 //! when the memory is unmapped. A file on which no lease can be had for another reason (its file
 //! system has none, `/proc/sys/fs/leases-enable` is 0, or this process lacks `CAP_LEASE` for
 //! somebody else's file) is never kept.
+//!
+//! To the head's processes a lease is a short wait in opening or truncating a file, which only
+//! those notice who ask not to wait (`O_NONBLOCK`, as `truncate(1)` does): they get
+//! `EWOULDBLOCK`, once.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -161,7 +165,7 @@ impl Export {
     /// Lets those go on who wait to write to a leased file, and tells the nodes.
     pub(super) fn hear_breaks(&mut self) {
         for number in self.leases.give_up_broken() {
-            self.table.set_written(number, true);
+            self.set_written(number, true);
             self.changed_by(number, true, Asker::Nobody);
         }
     }
@@ -180,8 +184,8 @@ impl Export {
     fn lease(&mut self, number: FileId) -> Result<(), Errno> {
         let taken = self.leases.take(number);
         match taken {
-            Ok(()) => self.table.set_written(number, false),
-            Err(Errno::AGAIN) => self.table.set_written(number, true),
+            Ok(()) => self.set_written(number, false),
+            Err(Errno::AGAIN) => self.set_written(number, true),
             Err(_) => {}
         }
         taken
@@ -194,19 +198,15 @@ impl Export {
         }
         let path = self.path(link, number);
         let written = path.map_or(true, |path| is_written(path.as_fd()));
-        self.table.set_written(number, written);
+        self.set_written(number, written);
         written
     }
 
     /// Gives up the leases that would be in this process's own way; whether there was one. Either
     /// the nodes are told then, or [`lease_again`](Export::lease_again) is called afterwards.
     pub(super) fn make_way(&mut self, number: FileId) -> bool {
-        let numbers = match self.table.inode(number) {
-            Some(inode) => self.table.of_inode(inode),
-            None => vec![number],
-        };
         let mut had = false;
-        for number in numbers {
+        for number in self.numbers_of(number) {
             had |= self.leases.give_up(number);
         }
         had
@@ -215,11 +215,7 @@ impl Export {
     /// After this process has written to a file: its readers go on, and the nodes keep what they
     /// read if nobody else has come to write.
     pub(super) fn lease_again(&mut self, number: FileId) {
-        let numbers = match self.table.inode(number) {
-            Some(inode) => self.table.of_inode(inode),
-            None => vec![number],
-        };
-        for number in numbers {
+        for number in self.numbers_of(number) {
             if self.leases.is_without(number)
                 && self.table.is_watched(number)
                 && !self.table.is_written_here(number)
@@ -227,6 +223,22 @@ impl Export {
             {
                 self.changed_by(number, true, Asker::Nobody);
             }
+        }
+    }
+
+    fn set_written(&mut self, number: FileId, written: bool) {
+        if self.table.is_written(number) != written {
+            for number in self.numbers_of(number) {
+                self.table.set_written(number, written);
+            }
+        }
+    }
+
+    /// A file under all mounts that show it.
+    fn numbers_of(&self, number: FileId) -> Vec<FileId> {
+        match self.table.inode(number) {
+            Some(inode) => self.table.of_inode(inode),
+            None => Vec::new(),
         }
     }
 

@@ -26,6 +26,14 @@ pub(super) fn attributes(told: &Attributes) -> Shown {
     }
 }
 
+/// A device number, spread over the upper half of an inode number, where most file systems have
+/// nothing (the multiplier is that of Fibonacci hashing: Knuth, The Art of Computer Programming,
+/// volume 3, 6.4).
+pub(super) fn spread(device: u64) -> u64 {
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    device.wrapping_mul(GOLDEN) & !u64::from(u32::MAX)
+}
+
 /// A directory of the node's own, to mount something on.
 pub(super) fn own_directory(node: u64) -> Shown {
     Shown {

@@ -75,6 +75,19 @@ impl Session {
         good.then_some(&known.attributes)
     }
 
+    /// What the kernel is shown of a file. All of a view is one file system to the node, so two
+    /// files of different ones on the head may have the same number: where that could be taken
+    /// for one file with two names, or for a loop of directories, the device is mixed in.
+    pub(super) fn shown(&self, attributes: &Attributes) -> wiglaf_fuse::Attributes {
+        let mut shown = convert::attributes(attributes);
+        let is_directory = attributes.mode & FORMAT == DIRECTORY;
+        let may_be_confused = is_directory || attributes.links > 1;
+        if may_be_confused && self.root_device.is_some_and(|root| root != attributes.device) {
+            shown.ino ^= convert::spread(attributes.device);
+        }
+        shown
+    }
+
     /// How long the kernel may believe what it is told of this file.
     pub(super) fn validity(watched: bool) -> Valid {
         if watched {
@@ -87,6 +100,9 @@ impl Session {
     /// Takes attributes in. `telling`: the deputy counts this one.
     pub(super) fn learn(&mut self, attributes: Attributes, telling: bool) -> u64 {
         let node = attributes.file.0;
+        if node == FileId::ROOT.0 {
+            self.root_device = Some(attributes.device);
+        }
         let until = (!attributes.watched).then_some(self.now + UNWATCHED_MS);
         let is_new = !self.files.contains_key(&node);
         let file = self.files.entry(node).or_default();
@@ -267,7 +283,7 @@ impl Session {
     pub(super) fn get_attributes(&mut self, unique: u64, who: (u32, u32), node: u64) {
         if let Some(attributes) = self.valid_attributes(node) {
             let valid = Self::validity(attributes.watched);
-            let attributes = convert::attributes(attributes);
+            let attributes = self.shown(attributes);
             return self.reply(unique, Reply::Attributes { attributes, valid });
         }
         let file = FileId(node);
@@ -309,7 +325,7 @@ impl Session {
         match result {
             Ok(Told::Attributes(attributes)) if attributes.file.0 == node => {
                 let valid = self.learn_while_writing(node, attributes.clone());
-                let attributes = convert::attributes(&attributes);
+                let attributes = self.shown(&attributes);
                 self.reply(unique, Reply::Attributes { attributes, valid });
             }
             other => {

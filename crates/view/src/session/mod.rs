@@ -114,6 +114,8 @@ pub struct Session {
     next_handle: u64,
     unacknowledged: u64,
     own: Vec<(Vec<u8>, u64)>,
+    /// The file system of the head's `/`.
+    root_device: Option<u64>,
     lockers: HashSet<(u64, u64)>,
     /// Open files that read through a descriptor which the deputy holds for a file.
     readers: HashMap<HandleId, u32>,
@@ -301,6 +303,7 @@ impl Session {
             own: (own.iter().zip(OWN_FIRST..))
                 .map(|(name, node)| (name.as_bytes().to_vec(), node))
                 .collect(),
+            root_device: None,
             lockers: HashSet::new(),
             readers: HashMap::new(),
             checks: check::Checks::default(),

@@ -104,7 +104,7 @@ impl Session {
         Some(Entry {
             node,
             generation: 0,
-            attributes: convert::attributes(attributes),
+            attributes: self.shown(attributes),
             entry_valid: valid,
             attributes_valid: valid,
         })

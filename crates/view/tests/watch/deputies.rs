@@ -169,8 +169,8 @@ fn deputies_that_write_what_others_lease_do_not_wait_for_each_other() {
             };
             let readers = [0, 1].map(|at| deputy.open(&files[at], RDONLY));
             assert!(readers.iter().all(|(_, unkept)| !unkept), "{round}");
-            deputy.meet(&other);
             deputy.changes.clear();
+            deputy.meet(&other);
             let began = Instant::now();
             let (writer, _) = deputy.open(&files[mine], RDWR);
             deputy.close(writer);

@@ -5,6 +5,8 @@ use std::os::fd::AsFd as _;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
+
 use super::watched::watched;
 use super::*;
 
@@ -190,6 +192,15 @@ fn whoever_opens_or_truncates_is_noticed() {
     }
     let opened = rig.open(A, file, RDONLY).expect("opened");
     assert_eq!(opened.content.as_deref(), Some(&b"123"[..]));
+    // Who does not want to wait need not, but has to come again.
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+    let refused = rustix::fs::open(&path, flags, Mode::empty());
+    assert_eq!(refused.err(), Some(Errno::WOULDBLOCK));
+    assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
+    assert!(rustix::fs::open(&path, flags, Mode::empty()).is_ok());
+    rig.shut(A, &opened);
+    let opened = rig.open(A, file, RDONLY).expect("opened");
+    assert!(rig.is_leased(&opened));
     // Readers hold nobody up, and nobody holds them up.
     elsewhere(&mut rig, "cat file >copy; rm file; mv copy file");
     assert!(rig.is_leased(&opened));

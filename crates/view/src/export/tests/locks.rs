@@ -310,3 +310,48 @@ fn a_file_that_may_only_be_read_takes_read_locks() {
     let write = rig.record(A, &opened, 1, lock(LockKind::Write, ALL));
     assert_eq!(write, Err(Errno::BADF));
 }
+
+#[test]
+fn directories_are_opened_to_be_locked_and_for_nothing_else() {
+    const DIRECTORY: u32 = 0o200_000;
+    let mut rig = Rig::new();
+    std::fs::create_dir(rig.file("d")).expect("a directory");
+    rig.write("file", "1");
+    let file = rig.look_up(A, "file").file;
+    let directory = rig.look_up(A, "d").file;
+    rig.look_up(B, "d");
+    let refused = |rig: &mut Rig, file, flags| rig.open(A, file, flags).err();
+    assert_eq!(refused(&mut rig, file, DIRECTORY), Some(Errno::NOTDIR));
+    assert_eq!(refused(&mut rig, directory, RDONLY), Some(Errno::ISDIR));
+    assert_eq!(
+        refused(&mut rig, directory, RDWR | DIRECTORY),
+        Some(Errno::ISDIR)
+    );
+    let one = rig.open(A, directory, DIRECTORY).expect("opened");
+    let other = rig.open(B, directory, DIRECTORY).expect("opened");
+    assert_eq!((one.content.as_deref(), one.unkept), (None, false));
+    assert_eq!(rig.whole(A, &one, LockKind::Write), Ok(()));
+    assert_eq!(rig.whole(B, &other, LockKind::Read), Err(Errno::AGAIN));
+    elsewhere(&mut rig, "! flock -n d true");
+    rig.tell(A, Ask::Close { handle: one.handle });
+    assert_eq!(rig.whole(B, &other, LockKind::Read), Ok(()));
+    let records = rig.record(B, &other, 1, lock(LockKind::Read, ALL));
+    assert_eq!(records, Err(Errno::ISDIR));
+    let handle = other.handle;
+    let read = rig.read(B, directory, Some(handle), 0, 1);
+    assert_eq!(read, Err(Errno::BADF));
+    let written = rig.write_to(B, handle, 0, b"1");
+    assert_eq!(written.err(), Some(Errno::BADF));
+    let seek = Ask::Seek {
+        handle,
+        offset: 0,
+        whence: 3,
+    };
+    assert_eq!(rig.ask(B, seek), Err(Errno::ISDIR));
+    let sync = Ask::Sync {
+        file: directory,
+        handle: Some(handle),
+        data_only: false,
+    };
+    assert_eq!(rig.done(B, sync), Ok(()));
+}

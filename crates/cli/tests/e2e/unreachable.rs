@@ -1,0 +1,243 @@
+//! The head can't be reached while a program on another machine waits for its files.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use wiglaf_linux::process::kill;
+
+use crate::cluster::{command_line, output_of, processes, text, wait_for};
+use crate::machines::Pair;
+
+const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
+/// How long a killed program may take to end.
+const SOON: Duration = Duration::from_secs(2);
+/// Enough to see that something does not go on.
+const WHILE: Duration = Duration::from_millis(700);
+
+/// Asks for a file, having been loaded itself.
+const READER: &str = "
+import hashlib, sys, time
+print('ready', flush=True)
+time.sleep(1)
+print(hashlib.sha256(open(sys.argv[1], 'rb').read()).hexdigest())
+";
+
+/// The same, and takes SIGINT for nothing.
+const STUBBORN: &str = "
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: None)
+print('ready', flush=True)
+time.sleep(1)
+open(sys.argv[1], 'rb').read()
+";
+
+/// Has a file open for writing, and more in it than the head has heard of; nobody is told when
+/// it is closed.
+const WRITER: &str = "
+import sys, time
+file = open(sys.argv[1], 'wb', buffering=0)
+file.write(b'first')
+print('ready', flush=True)
+time.sleep(1)
+for _ in range(20):
+    file.write(b'x' * 65536)
+";
+
+/// Two machines, and a directory that both see.
+struct Scene {
+    pair: Pair,
+    dir: PathBuf,
+}
+
+impl Scene {
+    fn set(name: &str, lease_ms: u64) -> Option<Scene> {
+        let pair = Pair::start(&format!("lease_ms = {lease_ms}\n"))?;
+        let dir = PathBuf::from(format!("/var/tmp/wiglaf-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let scene = Scene { pair, dir };
+        for (name, program) in [
+            ("reader.py", READER),
+            ("stubborn.py", STUBBORN),
+            ("writer.py", WRITER),
+        ] {
+            fs::write(scene.dir.join(name), program).unwrap();
+        }
+        let big: Vec<u8> = (0..2_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        fs::write(scene.dir.join("big"), big).unwrap();
+        Some(scene)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+
+    /// The command line of one of the programs.
+    fn python(&self, program: &str, file: &str) -> String {
+        format!("python3 {} {}", self.path(program), self.path(file))
+    }
+
+    /// A task of a shell, from when it says that it is ready.
+    fn task(&self, script: &str) -> Task {
+        let mut child = self.pair.alice(script);
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n", "{script}");
+        Task { child, output }
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+struct Task {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Task {
+    fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        rest
+    }
+}
+
+fn find(command: &str) -> Option<i32> {
+    processes()
+        .into_iter()
+        .find(|&pid| command_line(pid) == command)
+}
+
+/// Whether it waits for an answer rather than being about to do something else.
+fn waits(pid: i32) -> bool {
+    let stack = fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
+    let wait_channel = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    let all = stack + &wait_channel;
+    ["request_wait_answer", "folio_wait", "fuse_", "wait_on_page"]
+        .iter()
+        .any(|name| all.contains(name))
+}
+
+fn wait_for_waiting(command: &str) -> i32 {
+    let mut found = None;
+    wait_for(
+        "a program that waits for a file",
+        || {
+            found = find(command).filter(|&pid| waits(pid));
+            found.is_some()
+        },
+        || format!("{:?}", find(command)),
+    );
+    found.expect("found")
+}
+
+#[test]
+fn a_program_that_waits_goes_on_when_the_head_is_back() {
+    let Some(scene) = Scene::set("back", 30_000) else {
+        return;
+    };
+    let reader = scene.python("reader.py", "big");
+    let writer = scene.python("writer.py", "new");
+    let mut reading = scene.task(&format!("{reader}; echo code $?"));
+    let mut writing = scene.task(&format!("{writer}; echo code $?"));
+    scene.pair.machine.pull_cable();
+    let pid = wait_for_waiting(&reader);
+    sleep(Duration::from_secs(3));
+    assert_eq!(find(&reader), Some(pid), "it can't have read the file");
+    assert_eq!(fs::read(scene.path("new")).unwrap(), b"first");
+    let plugged = Instant::now();
+    scene.pair.machine.plug_cable();
+    let local = output_of({
+        let mut command = Command::new("sha256sum");
+        command.arg(scene.path("big"));
+        command
+    });
+    let (sum, local) = (reading.rest(), text(&local.stdout));
+    println!("went on after {:?}", plugged.elapsed());
+    assert_eq!(
+        sum.split_once('\n'),
+        local.split_once(' ').map(|(sum, _)| (sum, "code 0\n"))
+    );
+    assert_eq!(writing.rest(), "code 0\n");
+    assert!(reading.child.wait().unwrap().success());
+    assert!(writing.child.wait().unwrap().success());
+    let written = fs::read(scene.path("new")).unwrap();
+    assert_eq!(written.len(), 5 + 20 * 65536);
+    assert!(written.strip_prefix(b"first").is_some_and(|rest| rest.iter().all(|byte| *byte == b'x')));
+}
+
+#[test]
+fn a_program_that_waits_can_be_killed() {
+    let Some(scene) = Scene::set("killed", 40_000) else {
+        return;
+    };
+    let commands = [
+        scene.python("reader.py", "big"),
+        scene.python("stubborn.py", "big"),
+    ];
+    let tasks: Vec<Task> = (commands.iter())
+        .map(|command| scene.task(&format!("{command}; echo code $?")))
+        .collect();
+    scene.pair.machine.pull_cable();
+    for (command, is_stubborn) in commands.iter().zip([false, true]) {
+        let pid = wait_for_waiting(command);
+        if is_stubborn {
+            // The kernel tells the agent of this signal, and not of the next one.
+            kill(pid, SIGINT).unwrap();
+            sleep(WHILE);
+            assert_eq!(find(command), Some(pid), "nothing has come for it");
+        }
+        let killed = Instant::now();
+        kill(pid, SIGKILL).unwrap();
+        wait_for("its end", || find(command).is_none(), || command.clone());
+        assert!(killed.elapsed() < SOON, "{command}: {:?}", killed.elapsed());
+    }
+    scene.pair.machine.plug_cable();
+    for mut task in tasks {
+        assert_eq!(task.rest(), "code 137\n");
+        assert!(task.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn p4_programs_that_wait_are_ended_with_their_lease() {
+    let Some(scene) = Scene::set("lease", 3_000) else {
+        return;
+    };
+    let commands = [
+        scene.python("reader.py", "big"),
+        scene.python("stubborn.py", "big"),
+        scene.python("writer.py", "new"),
+    ];
+    let tasks: Vec<Task> = (commands.iter())
+        .map(|command| scene.task(&format!("{command}; echo code $?")))
+        .collect();
+    scene.pair.machine.pull_cable();
+    let stubborn = wait_for_waiting(&commands[1]);
+    kill(stubborn, SIGINT).unwrap();
+    for (mut task, command) in tasks.into_iter().zip(&commands) {
+        let said = task.rest();
+        let output = task.child.wait_with_output().unwrap();
+        let left = find(command);
+        assert_eq!(left, None, "two incarnations could live: {command}");
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{said}{errors}");
+        assert!(errors.contains("far fell silent"), "{errors}");
+    }
+    scene.pair.machine.plug_cable();
+    scene.pair.wait_for_state("up");
+    let big = scene.path("big");
+    let again = scene.pair.alice(&format!("wc -c <{big}")).wait_with_output();
+    assert_eq!(text(&again.unwrap().stdout), "8000000\n");
+}
