@@ -10,6 +10,7 @@ mod deputy;
 mod error;
 mod head;
 mod output;
+mod view_args;
 
 use std::process::ExitCode;
 

@@ -35,7 +35,7 @@ const MAX_PAGES: u16 = 256;
 /// Bytes that are read ahead, if the kernel is told to by
 /// [`Device::mount`](crate::Device::mount). It offers only what it had before that; the smaller
 /// of its own and this holds.
-pub(crate) const READAHEAD_BYTES: u32 = 1 << 20;
+pub(crate) const READAHEAD_BYTES: u32 = 256 << 10;
 /// Times are good to the nanosecond.
 const TIME_GRANULARITY_NS: u32 = 1;
 

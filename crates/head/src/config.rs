@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,16 @@ pub struct Config {
     /// Callers in containers, chroots, other user namespaces or without new privileges are served
     /// as well. The view is then their way out of there.
     pub allow_confined_callers: bool,
+    /// What nodes see of the head's files.
+    pub view: ViewConfig,
+}
+
+/// What nodes see of the head's files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ViewConfig {
+    /// Files and directories that no node sees, besides the cluster's own.
+    pub hidden: Vec<PathBuf>,
 }
 
 impl Default for Config {
@@ -167,6 +177,7 @@ impl Default for Config {
             root_on_nodes: false,
             lease_ms: 60_000,
             allow_confined_callers: false,
+            view: ViewConfig::default(),
         }
     }
 }
@@ -198,6 +209,14 @@ pub enum ConfigError {
         /// The value.
         lease_ms: u64,
     },
+    /// A hidden path that could not be found again.
+    #[error("{path}: view.hidden: {hidden} is not an absolute path without `.` and `..` below /")]
+    Hidden {
+        /// Which file.
+        path: PathBuf,
+        /// The value.
+        hidden: PathBuf,
+    },
 }
 
 /// Shortest lease: below it a loaded machine is taken for a dead one.
@@ -221,6 +240,13 @@ pub const COMMENTED_CONFIG: &str = "\
 
 # Serve callers in containers and chroots too. The view is then their way out of there.
 #allow_confined_callers = false
+
+# What nodes see of this machine's files. It is read when the cluster is started anew
+# (`wiglaf down` first).
+[view]
+
+# Files and directories that no node sees, whoever asks.
+#hidden = [\"/srv/secret\"]
 ";
 
 impl Config {
@@ -241,7 +267,12 @@ impl Config {
                 });
             }
         };
-        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        Config::parse(path, &text)
+    }
+
+    /// Takes what was read from `path`.
+    fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
@@ -252,8 +283,22 @@ impl Config {
                 lease_ms,
             });
         }
+        if let Some(hidden) = config.view.hidden.iter().find(|path| !is_plain(path)) {
+            return Err(ConfigError::Hidden {
+                path: path.to_owned(),
+                hidden: hidden.clone(),
+            });
+        }
         Ok(config)
     }
+}
+
+/// Whether it leads down from `/` and nowhere else.
+fn is_plain(path: &Path) -> bool {
+    let mut parts = path.components();
+    parts.next() == Some(Component::RootDir)
+        && parts.clone().next().is_some()
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 #[cfg(test)]
@@ -268,12 +313,29 @@ mod tests {
         );
         let uncommented: String = COMMENTED_CONFIG
             .lines()
-            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .map(|line| line.strip_prefix('#').unwrap_or(line))
+            .filter(|line| !line.starts_with(' '))
             .map(|line| format!("{line}\n"))
             .collect();
         let config: Config = toml::from_str(&uncommented).unwrap();
         assert_eq!(config.admin_gid, Some(1000));
         assert!(config.listen.is_some());
+        assert_eq!(config.view.hidden, [PathBuf::from("/srv/secret")]);
+    }
+
+    #[test]
+    fn hidden_paths_are_such_that_can_be_found() {
+        for (hidden, good) in [
+            ("/srv/secret", true),
+            ("/srv/a b/", true),
+            ("srv", false),
+            ("/", false),
+            ("/srv/../etc", false),
+        ] {
+            let text = format!("[view]\nhidden = [{hidden:?}]\n");
+            let config = Config::parse(Path::new("wiglaf.toml"), &text);
+            assert_eq!(config.is_ok(), good, "{hidden}");
+        }
     }
 
     #[test]

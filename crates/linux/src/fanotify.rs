@@ -26,6 +26,8 @@ pub const MOVED_TO: u64 = libc::FAN_MOVED_TO;
 pub const CREATE: u64 = libc::FAN_CREATE;
 /// A name was removed.
 pub const DELETE: u64 = libc::FAN_DELETE;
+/// It was opened, in whatever way.
+pub const OPEN: u64 = libc::FAN_OPEN;
 /// Events were lost.
 pub const OVERFLOW: u64 = libc::FAN_Q_OVERFLOW;
 
@@ -73,14 +75,35 @@ impl Group {
     /// `EOPNOTSUPP`, `ENODEV`, `EXDEV`: its files have no handles, or it has no number of its own
     /// (as a btrfs subvolume). `EPERM` without the capability.
     pub fn mark_file_system(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        self.mark(file, flags, WATCHED)
+    }
+
+    /// Watches one file for being opened, too ([`OPEN`]). An open that has returned has made its
+    /// event. A process without capabilities can do so for what it may read.
+    ///
+    /// # Errors
+    /// As for the file system; `EACCES`.
+    pub fn mark_opens(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.mark(file, libc::FAN_MARK_ADD, OPEN)
+    }
+
+    /// No longer.
+    ///
+    /// # Errors
+    /// `ENOENT`: it was not watched so. `EACCES`: this process may not read it any more; then the
+    /// mark stays.
+    pub fn unmark_opens(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.mark(file, libc::FAN_MARK_REMOVE, OPEN)
+    }
+
+    fn mark(&self, file: BorrowedFd<'_>, flags: u32, mask: u64) -> Result<(), Errno> {
         // A descriptor of `O_PATH` itself is not taken.
         let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
-        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
-        let mask = usize::try_from(WATCHED).map_err(|_| Errno::INVAL)?;
         let args = [
             int(self.0.as_raw_fd()),
             flags as usize,
-            mask,
+            usize::try_from(mask).map_err(|_| Errno::INVAL)?,
             int(libc::AT_FDCWD),
             path.as_ptr().expose_provenance(),
         ];

@@ -179,8 +179,6 @@ pub struct ReceivedSignal {
     pub status: i32,
     /// The value given to `sigqueue`.
     pub value: i32,
-    /// For what a descriptor announces (`F_SETSIG`), that descriptor.
-    pub fd: i32,
 }
 
 impl SignalFd {
@@ -231,7 +229,6 @@ impl SignalFd {
                         uid: info.ssi_uid,
                         status: info.ssi_status,
                         value: info.ssi_int,
-                        fd: info.ssi_fd,
                     }))
                 }
                 Err(Errno::AGAIN) => Ok(None),

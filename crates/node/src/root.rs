@@ -7,12 +7,19 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 use rustix::mount::{mount, mount_bind, mount_bind_recursive, mount_change};
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io, thread};
 use wiglaf_linux::mount::{MountAttributes, mount_setattr, pivot_into};
 use wiglaf_linux::namespace::{NamespaceFlags, unshare};
+use wiglaf_view::Bounds;
+
+mod pass_through;
+
+pub use pass_through::{PassThrough, PassThroughError};
+use pass_through::{Passed, Taken};
 
 /// Where the new root is put together before it becomes `/`: any directory that all machines
 /// have. What it shows meanwhile only the thread at work sees.
@@ -87,24 +94,35 @@ pub enum Files {
     /// From this machine's disk, which is the head's.
     Disk(TaskRoot),
     /// From the head's, by way of the view.
-    View {
-        /// Whether `/tmp` is in the node's memory rather than the head's.
-        own_tmp: bool,
-    },
+    View(ViewOptions),
 }
 
-/// What a node has of its own, for the roots of all views: `/proc`, `/sys`, `/dev`, `/run`, and
-/// perhaps `/tmp`. Only the agent's process sees where they are kept.
+/// What a node that shows the head's files adds to them, and how much it remembers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ViewOptions {
+    /// Whether `/tmp` is in the node's memory rather than the head's.
+    pub own_tmp: bool,
+    /// Directories of this machine that tasks see in place of the head's.
+    pub pass_through: PassThrough,
+    /// How much each view may remember.
+    pub bounds: Bounds,
+}
+
+/// What a node has of its own, for the roots of all views: `/proc`, `/sys`, `/dev`, `/run`,
+/// perhaps `/tmp`, and what is passed through. Only the agent's process sees where they are kept.
 #[derive(Debug)]
 pub(crate) struct OwnDirectories {
     at: PathBuf,
     names: Vec<&'static str>,
+    passed: Passed,
 }
 
 impl OwnDirectories {
     /// Makes them in memory. The process must have a mount namespace of its own.
-    pub(crate) fn make(own_tmp: bool) -> Result<OwnDirectories, RootError> {
+    pub(crate) fn make(options: &ViewOptions) -> Result<OwnDirectories, RootError> {
+        let own_tmp = options.own_tmp;
         keep_mounts_to_ourselves()?;
+        let taken = Taken::take(&options.pass_through)?;
         mount_tmpfs(STAGE, PRIVATE_DATA, c"mode=0755")?;
         let at = Path::new(STAGE).join("own");
         let mut names = OWN_DIRECTORIES.to_vec();
@@ -135,12 +153,19 @@ impl OwnDirectories {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
-        Ok(OwnDirectories { at, names })
+        let passed = taken.keep(Path::new(STAGE))?;
+        Ok(OwnDirectories { at, names, passed })
     }
 
     /// Their names in `/`.
-    pub(crate) fn names(&self) -> &[&'static str] {
-        &self.names
+    pub(crate) fn names(&self) -> Vec<String> {
+        let own = self.names.iter().copied().map(str::to_owned);
+        own.chain(self.passed.top_names()).collect()
+    }
+
+    /// Directories of the head's, below those of `/`, that others stand on.
+    pub(crate) fn covered(&self) -> impl Iterator<Item = &Path> {
+        self.passed.deep_paths()
     }
 
     /// Where the terminals are, as the agent sees them.
@@ -158,7 +183,8 @@ impl OwnDirectories {
 
 impl TaskRoot {
     /// A root with the head's files as this machine's own kernel shows them: for virtual nodes.
-    /// The directories `hidden` (the head's run directory, if it is not in `/run`) are covered.
+    /// What is at the paths `hidden` (the head's run directory, if it is not in `/run`) is
+    /// covered.
     ///
     /// The mounts are a recursive *slave* copy of the head's: what the head's administrator
     /// mounts or unmounts later appears and disappears here, and nothing done here shows there.
@@ -186,6 +212,7 @@ fn surround(view: &Path, own: &OwnDirectories) -> Result<TaskRoot, RootError> {
     for name in &own.names {
         mount_bind_recursive(own.at.join(name), *name).map_err(step("bind", name))?;
     }
+    own.passed.show(&root)?;
     enter_for_good(&root)
 }
 
@@ -245,8 +272,8 @@ fn prepare(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
     mount_sys()?;
     fill_run()?;
     share_run()?;
-    for directory in &hidden {
-        hide(directory)?;
+    for path in &hidden {
+        hide(path)?;
     }
     enter_for_good(&root)
 }
@@ -340,14 +367,34 @@ fn share_run() -> Result<(), RootError> {
     Ok(())
 }
 
-/// Covers a directory with nothing. One that is covered already (below `/run`) is fine.
-fn hide(directory: &Path) -> Result<(), RootError> {
-    let target = directory.strip_prefix("/").unwrap_or(directory);
-    if target.as_os_str().is_empty() || !target.is_dir() {
+/// Covers a directory or a file with nothing. One that is covered already (below `/run`) is fine.
+fn hide(path: &Path) -> Result<(), RootError> {
+    let target = path.strip_prefix("/").unwrap_or(path);
+    if target.as_os_str().is_empty() || !target.exists() {
         return Ok(());
     }
+    if !target.is_dir() {
+        return hide_file(path, target);
+    }
     let flags = NO_PROGRAMS | MountFlags::RDONLY;
-    mount("tmpfs", target, "tmpfs", flags, c"mode=0,size=4k").map_err(step("hide", directory))
+    mount("tmpfs", target, "tmpfs", flags, c"mode=0,size=4k").map_err(step("hide", path))
+}
+
+fn hide_file(path: &Path, target: &Path) -> Result<(), RootError> {
+    let cover = "dev/nothing";
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(cover, flags, Mode::empty()).map_err(step("make", cover))?;
+    mount_bind(cover, target).map_err(step("hide", path))?;
+    // The mount keeps it.
+    fs::remove_file(cover).map_err(io_step("remove", cover))?;
+    let read_only = MountAttributes {
+        set: MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(),
+        ..MountAttributes::default()
+    };
+    let target = CString::new(target.as_os_str().as_bytes()).map_err(|_| Errno::INVAL);
+    target
+        .and_then(|target| mount_setattr(CWD, &target, false, &read_only))
+        .map_err(step("hide", path))
 }
 
 fn mount_tmpfs(target: &str, flags: MountFlags, data: &CStr) -> Result<(), RootError> {

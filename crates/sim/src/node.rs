@@ -261,7 +261,8 @@ impl World {
                 };
                 self.agent_says(node, renew);
             }
-            Effect::Welcomed { .. } => {}
+            // No files here; output goes on when the node is back.
+            Effect::Welcomed { .. } | Effect::CutLinks => {}
             Effect::Spawn {
                 task,
                 pid,

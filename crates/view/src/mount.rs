@@ -111,6 +111,7 @@ pub struct ViewMount {
     after_notices: VecDeque<(u64, AfterNotices)>,
     next_token: u64,
     witness: Witness,
+    can_expire: bool,
     gone: bool,
 }
 
@@ -125,7 +126,7 @@ impl ViewMount {
     /// node's own, for it to mount on.
     pub fn mount(
         path: &Path,
-        own: &[&str],
+        own: &[impl AsRef<str>],
         bounds: Bounds,
         witness: Witness,
     ) -> Result<ViewMount, ViewError> {
@@ -155,6 +156,7 @@ impl ViewMount {
             after_notices: VecDeque::new(),
             next_token: 0,
             witness,
+            can_expire: false,
             gone: false,
         })
     }
@@ -169,6 +171,11 @@ impl ViewMount {
     #[must_use]
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.notifier.bell()
+    }
+
+    /// See [`Session::pin`].
+    pub fn pin(&mut self, path: &Path) {
+        self.session.pin(path);
     }
 
     /// Where it is mounted.
@@ -228,7 +235,10 @@ impl ViewMount {
             };
             if let Operation::Init(offer) = &request.operation {
                 let reply = match InitReply::answering(offer) {
-                    Ok(reply) => Reply::Init(reply),
+                    Ok(reply) => {
+                        self.can_expire = reply.can_expire();
+                        Reply::Init(reply)
+                    }
                     Err(_) => Reply::Error(Errno::PROTO.raw_os_error()),
                 };
                 let _ = self.device.reply(request.unique, &reply);
@@ -328,6 +338,11 @@ impl ViewMount {
                         // The kernel is about to learn of it: the reply is on its way.
                         self.notifier.send(notification, true);
                     }
+                }
+                // Older kernels forget the name, and with it what they hold of the file.
+                Effect::Notice(Notification::Expire { parent, name }) if !self.can_expire => {
+                    let notification = Notification::Entry { parent, name };
+                    self.notifier.send(notification, true);
                 }
                 Effect::Notice(notification) => self.notifier.send(notification, true),
                 Effect::CloseFailed { pid, path, errno } => {

@@ -76,6 +76,11 @@ pub enum Event {
         /// Whether the content may have changed.
         content: bool,
     },
+    /// Somebody has opened a file, to read or to write it.
+    Opened {
+        /// The file.
+        key: FileKey,
+    },
     /// What a name of a directory is.
     Name {
         /// The directory.
@@ -129,10 +134,15 @@ impl Watch {
         self.readiness.as_fd()
     }
 
-    /// Has [`Watch::fd`] be readable when another descriptor is, too.
-    pub(crate) fn wake_for(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-        let data = epoll::EventData::new_u64(0);
-        epoll::add(&self.readiness, fd, data, epoll::EventFlags::IN)
+    /// Tells from now on when somebody else opens this file.
+    pub(crate) fn hear_opens(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        self.group.mark_opens(file)
+    }
+
+    /// Does so no more.
+    pub(crate) fn ignore_opens(&self, file: BorrowedFd<'_>) {
+        // A mark that stays says what nobody asks for.
+        let _ = self.group.unmark_opens(file);
     }
 
     /// Tells everything that was complete before the call and has not been told.
@@ -288,6 +298,10 @@ fn tell(event: &fanotify::Event<'_>, each: &mut dyn FnMut(Event)) -> Result<(), 
             directory: key,
             name,
         });
+    }
+    if event.mask & fanotify::OPEN != 0 {
+        let key = FileKey::from(file.ok_or(MalformedEvent)?);
+        each(Event::Opened { key });
     }
     let content = event.mask & CONTENT != 0;
     if content || event.mask & (fanotify::ATTRIB | REMOVAL) != 0 {

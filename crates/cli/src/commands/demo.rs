@@ -15,7 +15,24 @@ pub(crate) struct Args {}
 /// A sentence, and the commands that show it.
 struct Stop(&'static str, &'static [&'static str]);
 
-const TOUR: &[Stop] = &[
+/// What is compiled on the way.
+const SOURCE: &str = "\
+#include <stdio.h>
+#include <unistd.h>
+
+int main(void)
+{
+    char name[64];
+    gethostname(name, sizeof name);
+    printf(\"hello from %s\\n\", name);
+}
+";
+/// As they are called, most usual first.
+const COMPILERS: [&str; 3] = ["cc", "gcc", "clang"];
+/// Stands for the compiler that there is.
+const COMPILER: &str = "CC";
+
+const BEGINNING: &[Stop] = &[
     Stop(
         "Four virtual nodes on this machine. Nothing is installed on them.",
         &["wiglaf nodes"],
@@ -34,6 +51,23 @@ const TOUR: &[Stop] = &[
             "wiglaf run -w n2 sh -c 'exit 42'; echo \"exit code $?\"",
             "wiglaf run -w n2 no-such-program; echo \"exit code $?\"",
         ],
+    ),
+];
+
+const COMPILING: Stop = Stop(
+    "This machine's files are theirs: compiled on one node, run on all, written by all.",
+    &[
+        "cat hello.c",
+        "wiglaf run -w n1 CC -o hello hello.c",
+        "wiglaf run -a sh -c './hello >from-$WIGLAF_NODE'",
+        "grep . from-*",
+    ],
+);
+
+const END: &[Stop] = &[
+    Stop(
+        "Nodes ask for a file once, and are told when it changes.",
+        &["wiglaf view status"],
     ),
     Stop(
         "A remote process is in this machine's process table, with the same PID: its ghost.",
@@ -79,21 +113,56 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
 
 fn tour(place: &Place) -> CommandResult {
     show(place, "wiglaf up -n 4")?;
-    for Stop(sentence, commands) in TOUR {
-        output::print(&format!("\n# {sentence}\n"))?;
-        for command in *commands {
-            show(place, command)?;
-        }
-    }
+    BEGINNING.iter().try_for_each(|stop| halt(place, stop))?;
+    compile(place)?;
+    END.iter().try_for_each(|stop| halt(place, stop))?;
     output::print("\n$ wiglaf down\n")?;
     Ok(0)
+}
+
+fn halt(place: &Place, Stop(sentence, commands): &Stop) -> Result<(), CommandError> {
+    output::print(&format!("\n# {sentence}\n"))?;
+    commands.iter().try_for_each(|command| show(place, command))
+}
+
+fn compile(place: &Place) -> Result<(), CommandError> {
+    let workshop = place.dir.join("hello");
+    std::fs::DirBuilder::new().mode(0o755).create(&workshop)?;
+    std::fs::write(workshop.join("hello.c"), SOURCE)?;
+    let Some(compiler) = compiler(&workshop) else {
+        output::print("\n# There is no C compiler here, so nothing is compiled.\n")?;
+        return Ok(());
+    };
+    let Stop(sentence, commands) = COMPILING;
+    output::print(&format!("\n# {sentence}\n$ cd {}\n", workshop.display()))?;
+    commands.iter().try_for_each(|command| {
+        let command = command.replace(COMPILER, compiler);
+        output::print(&format!("$ {command}\n"))?;
+        succeed(place.command(&command).current_dir(&workshop))
+    })
+}
+
+/// One that can compile the program: some are there without a C library to compile for.
+fn compiler(workshop: &Path) -> Option<&'static str> {
+    COMPILERS.into_iter().find(|compiler| {
+        let mut check = Command::new(compiler);
+        check
+            .args(["-fsyntax-only", "hello.c"])
+            .current_dir(workshop)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null());
+        check.status().is_ok_and(|status| status.success())
+    })
 }
 
 /// Prints the command, and runs it with its real output.
 fn show(place: &Place, command: &str) -> Result<(), CommandError> {
     output::print(&format!("$ {command}\n"))?;
-    let status = place.command(command).status()?;
-    if status.success() {
+    succeed(&mut place.command(command))
+}
+
+fn succeed(command: &mut Command) -> Result<(), CommandError> {
+    if command.status()?.success() {
         Ok(())
     } else {
         Err(

@@ -19,8 +19,8 @@ pub(crate) struct Args {
     /// Where the head connects
     #[arg(long)]
     socket: PathBuf,
-    /// Directories that no node may see, besides the socket's
-    #[arg(long, value_name = "DIRECTORY")]
+    /// What no node may see, besides the socket's directory
+    #[arg(long, value_name = "PATH")]
     hide: Vec<PathBuf>,
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use wiglaf_link::JoinToken;
+use wiglaf_node::root::{PassThrough, ViewOptions};
 use wiglaf_wire::client::{NodeChange, NodeState, Reply, Request};
 
 use crate::CommandResult;
@@ -12,6 +13,7 @@ use crate::commands::nodes;
 use crate::error::CommandError;
 use crate::head::Head;
 use crate::output;
+use crate::view_args::ViewArgs;
 
 /// Where a head listens unless its configuration says otherwise: an unassigned port.
 pub(crate) const DEFAULT_PORT: u16 = 7494;
@@ -80,6 +82,12 @@ enum Action {
         /// The node's name
         #[arg(long)]
         name: Option<String>,
+        /// Show this machine's own directory there instead of the head's, for file systems that
+        /// both mount, such as NFS; may be given several times
+        #[arg(long, value_name = "PATH")]
+        pass_through: Vec<PathBuf>,
+        #[command(flatten)]
+        view: ViewArgs,
     },
 }
 
@@ -140,7 +148,13 @@ pub(crate) fn run(args: Args) -> CommandResult {
             head,
             token_file,
             name,
-        } => agent(&head, token_file, name),
+            pass_through,
+            view,
+        } => {
+            let pass_through = PassThrough::new(pass_through, view.has_own_tmp())
+                .map_err(|error| CommandError::new(error.to_string()))?;
+            agent(&head, token_file, name, view.options(pass_through))
+        }
     }
 }
 
@@ -198,7 +212,12 @@ fn show(name: &str, json: bool) -> CommandResult {
     Ok(0)
 }
 
-fn agent(head: &str, token_file: Option<PathBuf>, name: Option<String>) -> CommandResult {
+fn agent(
+    head: &str,
+    token_file: Option<PathBuf>,
+    name: Option<String>,
+    view: ViewOptions,
+) -> CommandResult {
     let address = resolve(head)?;
     let text = match &token_file {
         Some(path) => std::fs::read_to_string(path).map_err(|error| {
@@ -213,7 +232,7 @@ fn agent(head: &str, token_file: Option<PathBuf>, name: Option<String>) -> Comma
         }
     };
     let token: JoinToken = text.parse()?;
-    wiglaf_node::agent::run_beside(address, token, name)?;
+    wiglaf_node::agent::run_beside(address, token, name, view)?;
     Ok(0)
 }
 

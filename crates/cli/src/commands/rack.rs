@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use wiglaf_head::config::Layout;
+use wiglaf_head::config::{Config, Layout};
 use wiglaf_node::rack::VirtualFiles;
 use wiglaf_node::rack::hold::{Hold, hold};
+use wiglaf_node::root::PassThrough;
 
 use crate::CommandResult;
 use crate::daemons;
 use crate::error::CommandError;
 use crate::head::Head;
+use crate::view_args::ViewArgs;
 
 /// How long a head that has ended unasked stays away before another is started.
 const HEAD_RESTART_PAUSE: Duration = Duration::from_millis(200);
@@ -23,9 +25,8 @@ pub(crate) struct Args {
     /// From this machine's disk, not through the view
     #[arg(long)]
     disk: bool,
-    /// With a /tmp for each node
-    #[arg(long)]
-    own_tmp: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
@@ -34,6 +35,8 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     daemons::write_pid_file(&layout.run.join("rack.pid"))?;
     let mut head = Head::connect_to(&layout)?;
     let cluster = daemons::status(&mut head)?.cluster;
+    let mut hidden = vec![layout.run.clone(), layout.state.clone()];
+    hidden.extend(Config::load(&layout.config_file())?.view.hidden);
     let config = Hold {
         tag: cluster,
         names: (1..=args.nodes)
@@ -42,11 +45,9 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         files: if args.disk {
             VirtualFiles::Disk
         } else {
-            VirtualFiles::View {
-                own_tmp: args.own_tmp,
-            }
+            VirtualFiles::View(args.view.options(PassThrough::default()))
         },
-        hidden: vec![layout.run.clone(), layout.state.clone()],
+        hidden,
     };
     // A head that dies is started again: nothing that runs depends on it.
     let reconnect = move || -> Result<_, CommandError> {

@@ -10,6 +10,7 @@ use crate::CommandResult;
 use crate::daemons;
 use crate::error::CommandError;
 use crate::output;
+use crate::view_args::ViewArgs;
 
 /// Virtual nodes of one cluster, at most.
 const MAX_VIRTUAL_NODES: u32 = 200;
@@ -29,9 +30,8 @@ pub(crate) struct Args {
     /// How tasks come to this machine's files
     #[arg(long, value_enum, value_name = "HOW")]
     files: Option<Files>,
-    /// Give each node a /tmp of its own instead of this machine's
-    #[arg(long)]
-    own_tmp: bool,
+    #[command(flatten)]
+    view: ViewArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -69,9 +69,8 @@ pub(crate) fn run(args: &Args) -> CommandResult {
             );
         }
     }
-    if args.own_tmp {
-        options.push("--own-tmp");
-    }
+    let view = args.view.arguments();
+    options.extend(view.iter().map(String::as_str));
     let mut rack = daemons::spawn(&layout, "rack", &options)?;
     let started = Instant::now();
     while up(&mut head)?.len() < usize::try_from(args.nodes)? {

@@ -78,6 +78,26 @@ impl Machine {
         ip(&format!("link set {} up", self.cable));
     }
 
+    /// Has the cable swallow everything, of which, unlike of a pulled one, no kernel hears.
+    /// Whether that is possible.
+    pub(crate) fn swallow(&self) -> bool {
+        self.each_end("add", "tbf rate 8bit burst 1 latency 1ms")
+    }
+
+    pub(crate) fn swallow_no_more(&self) {
+        assert!(self.each_end("delete", ""));
+    }
+
+    /// Changes the queues of both ends.
+    fn each_end(&self, verb: &str, what: &str) -> bool {
+        let far = format!("-n {} qdisc {verb} dev far0 root {what}", self.space);
+        let here = format!("qdisc {verb} dev {} root {what}", self.cable);
+        [far, here].iter().all(|words| {
+            let output = Command::new("tc").args(words.split_whitespace()).output();
+            output.is_ok_and(|output| output.status.success())
+        })
+    }
+
     /// Runs our binary there.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ip");

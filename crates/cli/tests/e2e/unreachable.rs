@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use wiglaf_linux::process::kill;
 
-use crate::cluster::{command_line, output_of, processes, text, wait_for};
+use crate::cluster::{command_line, output_of, processes, skip, text, wait_for};
 use crate::machines::Pair;
 
 const SIGINT: i32 = 2;
@@ -174,7 +174,11 @@ fn a_program_that_waits_goes_on_when_the_head_is_back() {
     assert!(writing.child.wait().unwrap().success());
     let written = fs::read(scene.path("new")).unwrap();
     assert_eq!(written.len(), 5 + 20 * 65536);
-    assert!(written.strip_prefix(b"first").is_some_and(|rest| rest.iter().all(|byte| *byte == b'x')));
+    assert!(
+        written
+            .strip_prefix(b"first")
+            .is_some_and(|rest| rest.iter().all(|byte| *byte == b'x'))
+    );
 }
 
 #[test]
@@ -223,7 +227,9 @@ fn p4_programs_that_wait_are_ended_with_their_lease() {
     let tasks: Vec<Task> = (commands.iter())
         .map(|command| scene.task(&format!("{command}; echo code $?")))
         .collect();
-    scene.pair.machine.pull_cable();
+    if !scene.pair.machine.swallow() {
+        return skip("this kernel or iproute2 can't drop packets (tc, sch_tbf)");
+    }
     let stubborn = wait_for_waiting(&commands[1]);
     kill(stubborn, SIGINT).unwrap();
     for (mut task, command) in tasks.into_iter().zip(&commands) {
@@ -235,9 +241,15 @@ fn p4_programs_that_wait_are_ended_with_their_lease() {
         assert_eq!(output.status.code(), Some(125), "{said}{errors}");
         assert!(errors.contains("far fell silent"), "{errors}");
     }
-    scene.pair.machine.plug_cable();
+    scene.pair.machine.swallow_no_more();
     scene.pair.wait_for_state("up");
+    // The user has a task there again, so the node may write for this user. What the dead one
+    // wrote does not come now, over what a successor may have written.
     let big = scene.path("big");
-    let again = scene.pair.alice(&format!("wc -c <{big}")).wait_with_output();
+    let again = scene
+        .pair
+        .alice(&format!("wc -c <{big}; sleep 6"))
+        .wait_with_output();
     assert_eq!(text(&again.unwrap().stdout), "8000000\n");
+    assert_eq!(fs::read(scene.path("new")).unwrap(), b"first");
 }

@@ -1,5 +1,6 @@
 //! The keeper and the deputies: processes of ours that outlive the daemon.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -12,6 +13,7 @@ use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 
 use super::{Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, is_over, log, token};
+use crate::config::{Config, Layout};
 use crate::reactor::Event;
 
 /// How long a keeper may take to start.
@@ -19,6 +21,12 @@ const KEEPER_START_WAIT: Duration = Duration::from_secs(5);
 const KEEPER_START_POLL: Duration = Duration::from_millis(5);
 /// Most messages that wait for a deputy that is being started.
 const MAX_DEPUTY_QUEUE: usize = 100_000;
+
+/// What nodes must not see, but for the sockets' directory, which the keeper knows.
+fn hide_arguments<'a>(layout: &'a Layout, config: &'a Config) -> impl Iterator<Item = &'a OsStr> {
+    let hidden = std::iter::once(&layout.state).chain(&config.view.hidden);
+    hidden.flat_map(|path| [OsStr::new("--hide"), path.as_os_str()])
+}
 
 impl Daemon {
     /// Finds the keeper of an earlier head, or starts one.
@@ -81,8 +89,7 @@ impl Daemon {
             .arg0("wiglaf")
             .args(["keeper", "--socket"])
             .arg(self.layout.keeper_socket())
-            .arg("--hide")
-            .arg(&self.layout.state)
+            .args(hide_arguments(&self.layout, &self.config))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

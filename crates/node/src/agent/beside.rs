@@ -14,7 +14,7 @@ use wiglaf_linux::process::{
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 
 use super::run::{AgentConfig, Trust, live};
-use crate::root::{Files, mount_own_proc};
+use crate::root::{Files, ViewOptions, mount_own_proc};
 
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
@@ -53,6 +53,7 @@ pub fn run_beside(
     head: SocketAddr,
     token: JoinToken,
     name: Option<String>,
+    view: ViewOptions,
 ) -> Result<(), BesideError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BesideError::NotRoot);
@@ -68,7 +69,7 @@ pub fn run_beside(
     match clone_into(spaces).map_err(BesideError::Namespaces)? {
         Fork::Child => {
             drop(signals);
-            let life = || be_agent(head, token, name, &supervisor);
+            let life = || be_agent(head, token, name, view, &supervisor);
             // A panic must not unwind into the copy of the supervisor's frames.
             std::process::exit(catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_PANIC))
         }
@@ -79,9 +80,15 @@ pub fn run_beside(
     }
 }
 
-fn be_agent(head: SocketAddr, token: JoinToken, name: Option<String>, supervisor: &OwnedFd) -> i32 {
+fn be_agent(
+    head: SocketAddr,
+    token: JoinToken,
+    name: Option<String>,
+    view: ViewOptions,
+    supervisor: &OwnedFd,
+) -> i32 {
     use std::io::Write;
-    match try_be_agent(head, token, name, supervisor) {
+    match try_be_agent(head, token, name, view, supervisor) {
         Ok(()) => 0,
         Err(error) => {
             // There is nobody else to tell.
@@ -95,6 +102,7 @@ fn try_be_agent(
     head: SocketAddr,
     token: JoinToken,
     name: Option<String>,
+    view: ViewOptions,
     supervisor: &OwnedFd,
 ) -> Result<(), Box<dyn std::error::Error>> {
     set_pdeathsig(SIGKILL)?;
@@ -112,7 +120,7 @@ fn try_be_agent(
         head,
         trust: Trust::Token(token),
         name,
-        files: Files::View { own_tmp: false },
+        files: Files::View(view),
         address,
         rootless: false,
     };

@@ -353,6 +353,7 @@ impl Core {
         self.lease.over = true;
         let reason = self.lease_reason();
         effects.push(Effect::KillEverything);
+        effects.push(Effect::CutLinks);
         let live: Vec<_> = self
             .tasks
             .iter()

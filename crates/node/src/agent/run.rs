@@ -23,7 +23,6 @@ use wiglaf_linux::process::{kill, set_process_title};
 use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
-use wiglaf_view::Bounds;
 use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE, MAX_VIEWS_PER_MESSAGE};
 use wiglaf_wire::id::{DeputyId, Incarnation, Pid, TaskId};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
@@ -153,7 +152,7 @@ pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentE
     block_signals(handled);
     let signals = SignalFd::new(handled)?;
     let watchdog = match config.files {
-        Files::View { .. } => Some(Watchdog::start().map_err(AgentError::Watchdog)?),
+        Files::View(_) => Some(Watchdog::start().map_err(AgentError::Watchdog)?),
         Files::Disk(_) => None,
     };
     let title = config
@@ -264,9 +263,9 @@ impl Agent {
                 terminals = Some(directory);
                 Shown::Root(Arc::new(root))
             }
-            Files::View { own_tmp } => {
-                let own = OwnDirectories::make(own_tmp).map_err(NodeViewError::from)?;
-                let views = Views::new(own, Bounds::default())?;
+            Files::View(options) => {
+                let own = OwnDirectories::make(&options).map_err(NodeViewError::from)?;
+                let views = Views::new(own, options.bounds)?;
                 relay.set_serves_view();
                 relay.set_terminals(views.terminals());
                 Shown::Views(Box::new(views))
@@ -369,7 +368,12 @@ impl Agent {
             .map(|at| Duration::from_millis(at.saturating_sub(now)));
         let until = |at: Instant| at.saturating_duration_since(Instant::now());
         let collect = self.mains.is_collecting().then_some(COLLECT_PERIOD);
+        let views = match &self.files {
+            Shown::Views(views) => views.deadline(),
+            Shown::Root(_) => None,
+        };
         let others = [
+            views.map(until),
             self.relay.deadline().map(until),
             self.cursor_at.map(until),
             self.watchdog
@@ -531,6 +535,7 @@ impl Agent {
             Effect::KillTree { task, .. } => self.mains.kill_tree(task),
             // Nobody there is fine.
             Effect::KillEverything => drop(kill(EVERYBODY, SIGKILL)),
+            Effect::CutLinks => self.relay.cut_links(&self.poll),
             Effect::CollectLeftovers { task } => self.mains.collect_leftovers(task),
             Effect::WaitDrained { task, leave } => {
                 let is_writing = match &mut self.files {

@@ -57,7 +57,7 @@ pub(super) enum Due {
     Written { task: TaskId, leave: bool },
     /// Something that a task wrote is not, and no program was told.
     Lost { tag: UtsTag, reason: String },
-    /// The view is gone, and its root with it.
+    /// The view or what stands in it is gone: a root made around it is of no use any more.
     Gone(DeputyId),
     /// A check is over.
     Checked {
@@ -148,7 +148,8 @@ impl Views {
         if !self.views.contains_key(&deputy) {
             let slot = self.number();
             let path = self.own.place(&format!("view-{slot}"))?;
-            let mount = ViewMount::mount(&path, self.own.names(), self.bounds, witness)?;
+            let mut mount = ViewMount::mount(&path, &self.own.names(), self.bounds, witness)?;
+            self.own.covered().for_each(|path| mount.pin(path));
             poll.add(mount.device(), token(slot, false), Interest::Read)?;
             poll.add(mount.bell(), token(slot, true), Interest::Read)?;
             self.by_slot.insert(slot, deputy);
@@ -356,6 +357,11 @@ impl Views {
             } else {
                 view.mount.lose();
                 view.mount.resume();
+                // What stands on names of the head's is gone with them; the next task's root has
+                // it again.
+                if self.own.covered().next().is_some() {
+                    due.push(Due::Gone(lost));
+                }
             }
         }
         due.extend(self.take_vain_checks());

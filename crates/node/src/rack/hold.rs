@@ -31,7 +31,7 @@ pub struct Hold {
     pub names: Vec<String>,
     /// Where tasks' files come from.
     pub files: VirtualFiles,
-    /// Directories that tasks must not reach.
+    /// What tasks must not reach on the disk.
     pub hidden: Vec<PathBuf>,
 }
 
@@ -71,7 +71,7 @@ pub fn hold(
         nodes: config.names.clone(),
         rootless: !rustix::process::geteuid().is_root(),
         hidden: config.hidden.clone(),
-        files: config.files,
+        files: config.files.clone(),
     })?;
     // Only how `ps` shows it depends on this.
     let _ = set_process_title("wiglaf: rack");

@@ -17,7 +17,7 @@ mod subnet;
 pub use namespace::{NamespaceError, Obstacle};
 pub use network::NetworkError;
 
-use crate::root::{Files, TaskRoot, mount_own_proc};
+use crate::root::{Files, TaskRoot, ViewOptions, mount_own_proc};
 use network::RouteSocket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -58,13 +58,10 @@ const EXIT_NOT_STARTED: i32 = 1;
 const EXIT_PANIC: i32 = 101;
 
 /// How virtual nodes come to the head's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VirtualFiles {
     /// By the view, as every other node.
-    View {
-        /// Whether each has a `/tmp` of its own.
-        own_tmp: bool,
-    },
+    View(ViewOptions),
     /// From this machine's disk, by its kernel.
     Disk,
 }
@@ -78,7 +75,7 @@ pub struct RackConfig {
     pub nodes: Vec<String>,
     /// Whether to do without root's rights, in a user namespace.
     pub rootless: bool,
-    /// Directories that tasks must not reach: the head's run directory, unless it is in `/run`.
+    /// What tasks must not reach on the disk: the head's run directory, unless it is in `/run`.
     pub hidden: Vec<PathBuf>,
     /// Where tasks' files come from.
     pub files: VirtualFiles,
@@ -331,12 +328,12 @@ impl Rack {
         route.set_up(NODE_DEVICE)?;
         route.add_address(NODE_DEVICE, v4, PREFIX_LEN)?;
         mount_own_proc()?;
-        let files = match self.config.files {
-            VirtualFiles::View { own_tmp } => {
+        let files = match &self.config.files {
+            VirtualFiles::View(options) => {
                 // The agent mounts it; what it takes is looked for now, while there is somebody
                 // to be told.
                 wiglaf_view::check_device()?;
-                Files::View { own_tmp }
+                Files::View(options.clone())
             }
             VirtualFiles::Disk => Files::Disk(TaskRoot::from_head_disk(&self.config.hidden)?),
         };

@@ -14,7 +14,7 @@ use wiglaf_link::{
 use wiglaf_linux::namespace::NamespaceFlags;
 use wiglaf_linux::process::{Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait};
 use wiglaf_node::agent::{AgentConfig, Trust, run, run_beside};
-use wiglaf_node::root::{Files, TaskRoot, mount_own_proc};
+use wiglaf_node::root::{Files, TaskRoot, ViewOptions, mount_own_proc};
 use wiglaf_view::Export;
 use wiglaf_view::export::{LinkId, Told};
 use wiglaf_wire::agent::{FromAgent, SignalScope, TaskReport, ToAgent};
@@ -130,7 +130,9 @@ impl Head {
     pub(crate) fn with_viewing_agent(lease_ms: u64) -> Head {
         let mut head = Head::new(lease_ms);
         let identity = head.authority.issue(Role::Node(NODE)).unwrap();
-        head.start_with(Trust::Identity(identity), || Files::View { own_tmp: false });
+        head.start_with(Trust::Identity(identity), || {
+            Files::View(ViewOptions::default())
+        });
         head.wait_until("the agent", |head| head.agent.is_some());
         head
     }
@@ -176,7 +178,7 @@ impl Head {
             Fork::Parent { pid, pidfd } => self.agents.push((pid, pidfd)),
             Fork::Child => {
                 set_pdeathsig(SIGKILL).unwrap();
-                let result = run_beside(head, token, Some("wished".into()));
+                let result = run_beside(head, token, Some("wished".into()), ViewOptions::default());
                 if let Err(error) = &result {
                     eprintln!("{error}");
                 }

@@ -24,7 +24,7 @@ impl Export {
         if opaque {
             return Err(Errno::ROFS);
         }
-        if let Err(errno) = self.set_each(link, file, &path, kind, handle, set) {
+        if let Err(errno) = self.set_each(link, &path, kind, handle, set) {
             // Some of it may have been done.
             self.changed_by(file, set.size.is_some(), Asker::Nobody);
             return Err(errno);
@@ -36,14 +36,13 @@ impl Export {
     fn set_each(
         &mut self,
         link: LinkId,
-        number: FileId,
         path: &Rc<OwnedFd>,
         kind: FileType,
         handle: Option<HandleId>,
         set: &SetAttributes,
     ) -> Result<(), Errno> {
         if let Some(size) = set.size {
-            self.truncate(link, number, path, kind, handle, size)?;
+            self.truncate(link, path, kind, handle, size)?;
         }
         if set.uid.is_some() || set.gid.is_some() {
             let owner = set.uid.map(Uid::from_raw);
@@ -71,9 +70,8 @@ impl Export {
     }
 
     fn truncate(
-        &mut self,
+        &self,
         link: LinkId,
-        number: FileId,
         path: &Rc<OwnedFd>,
         kind: FileType,
         handle: Option<HandleId>,
@@ -87,13 +85,7 @@ impl Export {
         let opened = handle.and_then(|handle| self.handle(link, handle).ok());
         match opened {
             Some(opened) if opened.access.write => rustix::fs::ftruncate(&opened.file, size),
-            _ => {
-                self.make_way(number);
-                let file = self.open_to_write(path, OFlags::WRONLY);
-                let done = file.and_then(|file| rustix::fs::ftruncate(file, size));
-                self.lease_again(number);
-                done
-            }
+            _ => rustix::fs::ftruncate(descriptor::reopen(path, OFlags::WRONLY)?, size),
         }
     }
 }

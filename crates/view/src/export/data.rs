@@ -122,21 +122,9 @@ impl Export {
                 descriptor::reopen(&path, OFlags::RDONLY | OFlags::DIRECTORY)
             }
             (FileType::RegularFile, _) => descriptor::reopen(&path, OFlags::RDONLY)
-                .or_else(|_| self.open_unreadable(file, &path)),
+                .or_else(|_| descriptor::reopen(&path, OFlags::WRONLY)),
             _ => Err(Errno::INVAL),
         }
-    }
-
-    /// Opens a file that may be written to and not be read.
-    pub(super) fn open_unreadable(
-        &mut self,
-        file: FileId,
-        path: &Rc<OwnedFd>,
-    ) -> Result<OwnedFd, Errno> {
-        if self.make_way(file) {
-            self.changed_by(file, true, Asker::Nobody);
-        }
-        self.open_to_write(path, OFlags::WRONLY)
     }
 
     pub(super) fn allocate(

@@ -9,10 +9,11 @@ use wiglaf_wire::view::{Attributes, FileId};
 
 /// Longest name that a question may have; Linux file systems have none longer.
 const MAX_NAME_BYTES: usize = 255;
-/// Somebody's write lease, which is in the way of readers too, is waited for a moment.
-const LEASE_WAIT: Duration = Duration::from_micros(200);
-/// How often, before it is believed to last.
-const LEASES_OUTWAITED: u32 = 20;
+/// Longest wait for somebody's lease, during which all questions wait. Deputies, who ask by one
+/// whether a file is written, give it up at once.
+const MAX_LEASE_WAIT: Duration = Duration::from_secs(1);
+/// How soon it is looked for; the pause doubles each time.
+const FIRST_LEASE_PAUSE: Duration = Duration::from_micros(50);
 
 pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > MAX_NAME_BYTES {
@@ -38,22 +39,18 @@ pub(super) fn magic(file: impl AsFd) -> String {
 }
 
 /// Opens the very file that a descriptor names, with the rights of now; for writing, only one
-/// that has just been made.
+/// that the table knows to be written.
 pub(super) fn reopen(file: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
-    for _ in 0..LEASES_OUTWAITED {
-        match reopen_at_once(&file, flags) {
-            Err(Errno::AGAIN) => std::thread::sleep(LEASE_WAIT),
-            result => return result,
-        }
-    }
-    reopen_at_once(file, flags)
-}
-
-/// The same, where a lease that is in the way is waited for elsewhere.
-pub(super) fn reopen_at_once(file: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     // Nothing of the view waits in an open, nor becomes the deputy's terminal.
     let flags = flags | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    rustix::fs::open(magic(file), flags, Mode::empty()).map_err(without_room)
+    let mut pause = FIRST_LEASE_PAUSE;
+    loop {
+        match rustix::fs::open(magic(&file), flags, Mode::empty()) {
+            Err(Errno::AGAIN) if pause < MAX_LEASE_WAIT => std::thread::sleep(pause),
+            opened => return opened.map_err(without_room),
+        }
+        pause *= 2;
+    }
 }
 
 /// This process's limit is the whole table's limit to whoever asks.

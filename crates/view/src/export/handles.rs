@@ -9,9 +9,8 @@ use rustix::io::Errno;
 use wiglaf_wire::view::{Attributes, Content, FileId, HandleId, MAX_SMALL_FILE_BYTES, Reply};
 
 use super::maker::Owner;
-use super::writers::Writing;
 use super::{Asker, Export, LinkId, data, descriptor};
-use crate::watch::is_being_written;
+use crate::watch::{FileKey, is_being_written};
 
 /// Most open files of one node.
 const MAX_HANDLES: usize = 1 << 16;
@@ -24,8 +23,8 @@ pub(super) struct Handle {
     pub(super) number: FileId,
     pub(super) file: Rc<OwnedFd>,
     pub(super) access: Access,
-    /// It is one of those for which the file is leased.
-    is_reader: bool,
+    /// It is one of those for which the file is guarded.
+    guarded: Option<FileKey>,
     /// Descriptions with locks of the whole file, by their owner.
     pub(super) wholes: HashMap<u64, Rc<OwnedFd>>,
 }
@@ -114,8 +113,7 @@ impl Export {
         })
     }
 
-    /// Opens a regular file. For writing the table knows of it from then on, and the other nodes
-    /// do not keep it.
+    /// Opens a regular file. For writing the table knows of it from then on.
     fn open_regular(
         &mut self,
         link: LinkId,
@@ -124,23 +122,12 @@ impl Export {
         flags: OFlags,
     ) -> Result<Rc<OwnedFd>, Errno> {
         let writes = Access::of(flags).write;
-        if !writes && !flags.contains(OFlags::TRUNC) {
-            return descriptor::reopen(path, flags).map(Rc::new);
-        }
-        let was_leased = self.make_way(file);
         if writes {
             let watched = self.table.is_watched(file);
             self.table
                 .begin_writing(file, Some(link), || watched && is_written(path.as_fd()));
         }
-        if was_leased {
-            let asker = match self.table.writing(link, file) {
-                Writing::Own => Asker::KnowsAll(link),
-                Writing::Unknown | Writing::Others => Asker::Nobody,
-            };
-            self.changed_by(file, true, asker);
-        }
-        let opened = self.open_to_write(path, flags);
+        let opened = descriptor::reopen(path, flags);
         if opened.is_err() && writes {
             self.end_writing(file, Some(link));
         }
@@ -221,16 +208,14 @@ impl Export {
         file: Rc<OwnedFd>,
         access: Access,
     ) {
-        let is_reader = access.read && !access.write && self.table.is_watched(number);
+        let is_reader = access.read && !access.write;
+        let guarded = is_reader.then(|| self.guard(number, &file)).flatten();
         if let Some(link) = self.links.get_mut(&link) {
-            if is_reader {
-                self.leases.add_reader(number, &file);
-            }
             let opened = Handle {
                 number,
                 file,
                 access,
-                is_reader,
+                guarded,
                 wholes: HashMap::new(),
             };
             link.handles.insert(handle, opened);
@@ -259,11 +244,11 @@ impl Export {
 
     /// What an open file that is no more leaves behind.
     pub(super) fn end_handle(&mut self, link: LinkId, handle: Handle) {
-        let (number, writes, is_reader) = (handle.number, handle.access.write, handle.is_reader);
-        drop(handle);
-        if is_reader {
-            self.leases.end_reader(number);
+        let (number, writes) = (handle.number, handle.access.write);
+        if let Some(key) = &handle.guarded {
+            self.unguard(key);
         }
+        drop(handle);
         if writes {
             self.end_writing(number, Some(link));
         }

@@ -1,4 +1,4 @@
-//! Directories that the view never shows.
+//! Paths that the view never shows, whatever is there.
 
 use std::path::PathBuf;
 
@@ -8,51 +8,63 @@ use super::descriptor::device;
 
 #[derive(Debug)]
 pub(super) struct Hidden {
-    found: Vec<(u64, u64)>,
-    /// Paths that did not exist, or that this user could not reach, when last tried.
-    missing: Vec<PathBuf>,
+    paths: Vec<HiddenPath>,
+}
+
+#[derive(Debug)]
+struct HiddenPath {
+    path: PathBuf,
+    /// Device and inode number of what was there when last looked at; none if there was nothing,
+    /// or this user could not reach it.
+    found: Option<(u64, u64)>,
+}
+
+impl HiddenPath {
+    fn look(&mut self) {
+        let stat = rustix::fs::statx(
+            rustix::fs::CWD,
+            &self.path,
+            AtFlags::empty(),
+            StatxFlags::BASIC_STATS,
+        );
+        self.found = stat.ok().map(|stat| (device(&stat), stat.stx_ino));
+    }
+
+    fn ends_in(&self, name: &[u8]) -> bool {
+        self.path
+            .file_name()
+            .is_some_and(|last| last.as_encoded_bytes() == name)
+    }
 }
 
 impl Hidden {
     pub(super) fn new(paths: Vec<PathBuf>) -> Hidden {
-        let mut hidden = Hidden {
-            found: Vec::new(),
-            missing: paths,
-        };
-        hidden.find();
-        hidden
+        let mut paths: Vec<_> = paths
+            .into_iter()
+            .map(|path| HiddenPath { path, found: None })
+            .collect();
+        paths.iter_mut().for_each(HiddenPath::look);
+        Hidden { paths }
     }
 
-    fn find(&mut self) {
-        let found = &mut self.found;
-        self.missing.retain(|path| {
-            let stat = rustix::fs::statx(
-                rustix::fs::CWD,
-                path,
-                AtFlags::empty(),
-                StatxFlags::BASIC_STATS,
-            );
-            if let Ok(stat) = &stat {
-                found.push((device(stat), stat.stx_ino));
-            }
-            stat.is_err()
-        });
-    }
-
-    /// Whether this file, found under `name`, is one of them.
+    /// Whether this file, found under `name`, is at one of the paths, by whatever way it was
+    /// reached.
     pub(super) fn hides(&mut self, stat: &Statx, name: &[u8]) -> bool {
-        let ends_so = |path: &PathBuf| {
-            path.file_name()
-                .is_some_and(|last| last.as_encoded_bytes() == name)
-        };
-        if self.missing.iter().any(ends_so) {
-            self.find();
-        }
-        self.found.contains(&(device(stat), stat.stx_ino))
+        // Another file may be there by now.
+        let named = self.paths.iter_mut().filter(|path| path.ends_in(name));
+        named.for_each(HiddenPath::look);
+        self.has(device(stat), stat.stx_ino)
+    }
+
+    /// Whether `name` may be one of the paths, so that [`Hidden::hides`] has to be asked.
+    pub(super) fn may_hide(&self, name: &[u8]) -> bool {
+        self.paths.iter().any(|path| path.ends_in(name))
     }
 
     /// Whether a directory on `device` must not list the inode.
-    pub(super) fn lists(&self, device: u64, ino: u64) -> bool {
-        self.found.contains(&(device, ino))
+    pub(super) fn has(&self, device: u64, ino: u64) -> bool {
+        self.paths
+            .iter()
+            .any(|path| path.found == Some((device, ino)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
@@ -111,7 +111,7 @@ impl Export {
 
     /// Adds entries; whether there are no more.
     fn read_entries(
-        &self,
+        &mut self,
         directory: &Directory,
         listing: &mut Listing,
         most: u32,
@@ -138,7 +138,7 @@ impl Export {
             };
             let entry = entry?;
             listing.position = Some(entry.next_entry_cookie());
-            if self.hidden.lists(directory.device, entry.ino()) {
+            if self.is_hidden(directory, entry.file_name().to_bytes(), entry.ino()) {
                 continue;
             }
             let name = entry.file_name().to_bytes().to_vec();
@@ -151,6 +151,16 @@ impl Export {
                 attributes: None,
             });
         }
+    }
+
+    fn is_hidden(&mut self, directory: &Directory, name: &[u8], ino: u64) -> bool {
+        if self.hidden.has(directory.device, ino) {
+            return true;
+        }
+        // Its number is another file's if something is mounted there.
+        self.hidden.may_hide(name)
+            && descriptor::status_in(directory.path.as_fd(), name)
+                .is_ok_and(|stat| self.hidden.hides(&stat, name))
     }
 
     /// Tells a listed file, if it can be had.

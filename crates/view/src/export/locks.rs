@@ -141,10 +141,9 @@ impl Export {
         }
         let path = self.path(link, wanted.file)?;
         let watched = self.table.is_watched(wanted.file);
-        self.make_way(wanted.file);
         self.table
             .begin_writing(wanted.file, None, || watched && is_written(path.as_fd()));
-        let opened = self.open_to_write(&path, OFlags::RDWR);
+        let opened = descriptor::reopen(&path, OFlags::RDWR);
         let counted = opened.is_ok();
         if !counted {
             self.end_writing(wanted.file, None);
@@ -206,7 +205,7 @@ impl Export {
             None => {
                 let own = Rc::clone(&handle.file);
                 let file = descriptor::reopen(&path, OFlags::RDONLY)
-                    .or_else(|_| self.open_unreadable(wanted.file, &path))
+                    .or_else(|_| descriptor::reopen(&path, OFlags::WRONLY))
                     .map_or(own, Rc::new);
                 if let Some(of_link) = self.links.get_mut(&link)
                     && let Some(handle) = of_link.handles.get_mut(&wanted.handle)

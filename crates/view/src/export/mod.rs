@@ -24,9 +24,9 @@ mod create;
 mod data;
 mod descriptor;
 mod find;
+mod guards;
 mod handles;
 mod hidden;
-mod leases;
 mod list;
 mod locks;
 mod maker;
@@ -42,9 +42,9 @@ mod xattrs;
 pub use table::MAX_FILES_IN_TABLE;
 
 use belief::Belief;
+use guards::Guards;
 use handles::Handle;
 use hidden::Hidden;
-use leases::Leases;
 use list::Listings;
 use locks::Locks;
 use maker::Maker;
@@ -61,7 +61,7 @@ pub enum ExportError {
     /// There is no randomness.
     #[error("can't draw numbers for the view: {0}")]
     Numbers(Errno),
-    /// The signals of a full file and of a lease could end the process.
+    /// The signals of a full file and of a probe could end the process.
     #[error("can't ignore signal {signal} in the view: {errno}")]
     Signal {
         /// Which.
@@ -69,9 +69,6 @@ pub enum ExportError {
         /// What went wrong.
         errno: Errno,
     },
-    /// Broken leases can't be heard of.
-    #[error("can't listen for leases of the view: {0}")]
-    Leases(Errno),
     /// The rights of this process are not known.
     #[error("can't tell the view's rights: {0}")]
     Rights(#[source] CredsError),
@@ -102,7 +99,7 @@ pub struct Export {
     /// Since when there is some for which no caller is near.
     untold_since: Option<Instant>,
     readers: Opened,
-    leases: Leases,
+    guards: Guards,
     listings: Listings,
     hidden: Hidden,
     maker: Maker,
@@ -139,9 +136,6 @@ impl Export {
     ///
     /// The process ignores SIGXFSZ and SIGIO from now on: a write beyond the limit is an error
     /// for the node, and nobody's opening of a file that is just being probed ends the deputy.
-    /// With a watch, the calling thread blocks the signals of leases: while a node has a file
-    /// open for reading, others wait for this export in opening it for writing, until
-    /// [`watch_fd`](Export::watch_fd) has been obeyed or anything is asked.
     pub fn new(hidden: Vec<PathBuf>, watch: Option<Watch>) -> Result<Export, ExportError> {
         for signal in [
             rustix::process::Signal::XFSZ.as_raw(),
@@ -159,7 +153,7 @@ impl Export {
             news: Vec::new(),
             untold_since: None,
             readers: Opened::default(),
-            leases: Leases::new(watch.as_ref()).map_err(ExportError::Leases)?,
+            guards: Guards::default(),
             listings: Listings::default(),
             hidden: Hidden::new(hidden),
             maker: Maker::new().map_err(ExportError::Rights)?,
@@ -415,9 +409,8 @@ impl Export {
         }
     }
 
-    /// Reads all that the watch has, and the leases, and notes whom it concerns.
+    /// Reads all that the watch has, and notes whom it concerns.
     fn drain(&mut self) {
-        self.hear_breaks();
         let Some(watch) = &mut self.watch else {
             return;
         };
@@ -426,6 +419,7 @@ impl Export {
         for event in events {
             self.obey(&event);
         }
+        self.look_for_writers();
     }
 
     fn obey(&mut self, event: &Event) {
@@ -435,6 +429,7 @@ impl Export {
                     self.file_changed(file, *content, Asker::Nobody);
                 }
             }
+            Event::Opened { key } => self.guards.doubt(key),
             Event::Name { directory, name } => {
                 for directory in self.table.of_key(directory) {
                     self.name_of_file_changed(directory, name, Asker::Nobody);
@@ -443,6 +438,7 @@ impl Export {
             Event::Lost => {
                 self.table.disbelieve_all();
                 self.readers.clear();
+                self.guards.doubt_all();
                 self.news.clear();
                 let everybody = self.links.keys();
                 self.news

@@ -299,9 +299,13 @@ impl Table {
         self.files.get(&number).map(|file| file.identity.inode)
     }
 
+    /// What the watch calls a file, if it is watched.
+    pub(super) fn key(&self, number: FileId) -> Option<&FileKey> {
+        self.files.get(&number)?.key.as_ref()
+    }
+
     pub(super) fn is_watched(&self, number: FileId) -> bool {
-        let file = self.files.get(&number);
-        file.is_some_and(|file| file.key.is_some())
+        self.key(number).is_some()
     }
 
     /// Whether somebody on the head was seen to write to a file.

@@ -1,10 +1,10 @@
 //! What is not so any more: told by the deputy, or because the deputy is gone.
 
 use wiglaf_fuse::Notification;
-use wiglaf_wire::view::{Answer, FileId};
+use wiglaf_wire::view::{Answer, Ask, FileId};
 
 use super::listing::Name;
-use super::{Effect, Session, errno};
+use super::{Effect, NOBODY, Session, Waiting, errno};
 
 impl Session {
     pub(super) fn file_changed(&mut self, node: u64, content: bool) {
@@ -40,24 +40,24 @@ impl Session {
     }
 
     pub(super) fn name_changed(&mut self, parent: u64, name: Vec<u8>) {
-        let is_own = parent == FileId::ROOT.0 && self.own.iter().any(|(own, _)| *own == name);
+        let is_mounted_on = self.is_mounted_on(parent, &name);
         let Some(directory) = self.directory(parent) else {
             return;
         };
         directory.changed();
         directory.set(&name, None);
         // What is mounted on a name is unmounted with it.
-        if !is_own && self.files.get(&parent).is_some_and(|file| file.kernel > 0) {
+        if !is_mounted_on && self.files.get(&parent).is_some_and(|file| file.kernel > 0) {
             let notice = Notification::Entry { parent, name };
             self.effects.push(Effect::Notice(notice));
         }
     }
 
-    /// Events were lost: nothing that was told is sure.
+    /// Events were lost, or something was mounted: nothing that was told is sure.
     pub(super) fn everything_changed(&mut self) {
         let nodes: Vec<u64> = self.files.keys().copied().collect();
         for node in nodes {
-            self.forget_told(node);
+            self.doubt(node);
         }
     }
 
@@ -71,15 +71,21 @@ impl Session {
             .map(|(node, _)| *node)
             .collect();
         for node in nodes {
-            self.forget_told(node);
+            self.doubt(node);
         }
     }
 
-    /// Forgets what is known of one file and of its names, here and in the kernel.
-    fn forget_told(&mut self, node: u64) {
+    /// Forgets what is known of one file and of its names, here and in the kernel. Its content is
+    /// kept for the case that the file turns out to be as it was: whoever opens it asks, and what
+    /// is open is asked for at once.
+    fn doubt(&mut self, node: u64) {
         let Some(file) = self.files.get_mut(&node) else {
             return;
         };
+        file.attributes = None;
+        file.doubted = true;
+        file.link = None;
+        let is_open = file.readers > 0 || file.writing > 0;
         let in_kernel = file.kernel > 0;
         let mut names = Vec::new();
         if let Some(directory) = &mut file.directory {
@@ -89,11 +95,28 @@ impl Session {
             }
             directory.unlearn();
         }
-        self.file_changed(node, true);
+        self.retire_held(node);
+        if self
+            .files
+            .get(&node)
+            .is_some_and(|file| file.directory.is_some())
+        {
+            self.content_changed(node);
+        } else {
+            self.refresh(node);
+            self.drop_if_unneeded(node);
+        }
+        if is_open {
+            let what = Ask::Attributes { file: FileId(node) };
+            let waiting = Waiting::Attributes {
+                unique: 0,
+                file: node,
+            };
+            self.ask(NOBODY, what, waiting);
+        }
         for name in names {
-            let is_own = node == FileId::ROOT.0 && self.own.iter().any(|(own, _)| *own == name);
-            if !is_own {
-                let notice = Notification::Entry { parent: node, name };
+            if !self.is_mounted_on(node, &name) {
+                let notice = Notification::Expire { parent: node, name };
                 self.effects.push(Effect::Notice(notice));
             }
         }
@@ -104,6 +127,7 @@ impl Session {
     pub fn lose(&mut self) {
         self.lost = true;
         self.everything_changed();
+        self.unlearn_pins();
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             self.conclude(waiting, Err(errno::NOTCONN));
         }

@@ -17,9 +17,11 @@ const MAX_DEPTH: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) attributes: Option<Known>,
-    /// What the content had when the kernel was last told to keep it: modification time, change
-    /// time and size. Only for files that are not watched.
+    /// What the content had when it was last known to be good: modification time, change time and
+    /// size.
     version: Option<Version>,
+    /// Whether the content has to be compared by that: nobody has told since that it is good.
+    pub(super) doubted: bool,
     /// How often the kernel was told of it.
     pub(super) kernel: u64,
     /// How often the deputy told of it, which is given back when it is forgotten.
@@ -110,10 +112,11 @@ impl Session {
             file.told += 1;
         }
         let now = version(&attributes);
-        let changed = !attributes.watched && file.version.is_some_and(|before| before != now);
-        if !attributes.watched {
-            file.version = Some(now);
-        }
+        // While it is watched the content is taken back by name, and attributes may be ahead of
+        // that or behind: our own writes change them too.
+        let in_doubt = std::mem::take(&mut file.doubted) || !attributes.watched;
+        let changed = in_doubt && file.version.is_some_and(|before| before != now);
+        file.version = Some(now);
         file.watched = attributes.watched;
         if attributes.mode & FORMAT == DIRECTORY && file.directory.is_none() {
             file.directory = Some(Box::default());

@@ -16,6 +16,7 @@ mod handles;
 mod listing;
 mod locks;
 mod names;
+mod pins;
 mod statistics;
 
 use std::collections::{HashMap, HashSet};
@@ -29,6 +30,7 @@ use wiglaf_wire::view::{
 use files::File;
 use handles::Handle;
 use listing::Reader;
+use pins::Pin;
 pub use statistics::Statistics;
 
 /// How long what can't be watched is believed, in milliseconds.
@@ -114,6 +116,7 @@ pub struct Session {
     next_handle: u64,
     unacknowledged: u64,
     own: Vec<(Vec<u8>, u64)>,
+    pins: Vec<Pin>,
     /// The file system of the head's `/`.
     root_device: Option<u64>,
     lockers: HashSet<(u64, u64)>,
@@ -262,7 +265,7 @@ impl Waiting {
 }
 
 /// How much a session may remember.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Files that it knows without the kernel needing them.
     pub files: usize,
@@ -282,7 +285,7 @@ impl Default for Bounds {
 impl Session {
     /// A view in which the names `own` of `/` are empty directories of the node's own, for it to
     /// mount on, whatever the head has there.
-    pub fn new(own: &[&str], bounds: Bounds) -> Session {
+    pub fn new(own: &[impl AsRef<str>], bounds: Bounds) -> Session {
         let mut files = HashMap::new();
         files.insert(FileId::ROOT.0, File::root());
         Session {
@@ -301,8 +304,9 @@ impl Session {
             next_handle: 1,
             unacknowledged: 0,
             own: (own.iter().zip(OWN_FIRST..))
-                .map(|(name, node)| (name.as_bytes().to_vec(), node))
+                .map(|(name, node)| (name.as_ref().as_bytes().to_vec(), node))
                 .collect(),
+            pins: Vec::new(),
             root_device: None,
             lockers: HashSet::new(),
             readers: HashMap::new(),

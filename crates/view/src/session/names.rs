@@ -117,6 +117,9 @@ impl Session {
             file.name = Some((parent, name.to_vec()));
         }
         self.set_name(parent, name, Some(Name::File(node)));
+        for pin in &mut self.pins {
+            pin.learn(parent, name, node);
+        }
         node
     }
 
@@ -420,7 +423,7 @@ impl Session {
         self.set_name(*parent, name, known);
     }
 
-    fn is_own(&self, parent: u64, name: &[u8]) -> bool {
+    pub(super) fn is_own(&self, parent: u64, name: &[u8]) -> bool {
         parent == FileId::ROOT.0 && self.own.iter().any(|(own, _)| own == name)
     }
 

@@ -120,7 +120,9 @@ impl Kernel {
                         *inode = Inode::default();
                     }
                 }
-                Effect::Notice(Notification::Entry { parent, name }) => {
+                Effect::Notice(
+                    Notification::Entry { parent, name } | Notification::Expire { parent, name },
+                ) => {
                     self.names.remove(&(parent, name));
                     if let Some(inode) = self.inodes.get_mut(&parent) {
                         inode.attributes = None;

@@ -64,7 +64,9 @@ impl Scene {
     pub(crate) fn drain_of(&mut self, keys: &[&FileKey]) -> Vec<Event> {
         let mut events = self.drain();
         events.retain(|event| match event {
-            Event::File { key, .. } | Event::Name { directory: key, .. } => keys.contains(&key),
+            Event::File { key, .. }
+            | Event::Opened { key }
+            | Event::Name { directory: key, .. } => keys.contains(&key),
             Event::Lost => true,
         });
         events

@@ -116,7 +116,7 @@ impl<'a> Cluster<'a> {
             .stdout(Stdio::piped())
             .output()
             .ok()?;
-        sum_of(&serde_json::from_slice(&output.stdout).ok()?, "round_trips")
+        sum_of(&serde_json::from_slice(&output.stdout).ok()?, "asked")
     }
 
     /// The ends of the logs.
@@ -191,10 +191,10 @@ mod tests {
     #[test]
     fn counts_are_summed_over_nodes() {
         let status = serde_json::json!([
-            {"node": "n1", "traffic": {"round_trips": 3}},
-            {"node": "n2", "round_trips": 4, "files": 7},
+            {"node": "n1", "traffic": {"asked": 3}},
+            {"node": "n2", "asked": 4, "files": 7},
         ]);
-        assert_eq!(sum_of(&status, "round_trips"), Some(7));
+        assert_eq!(sum_of(&status, "asked"), Some(7));
         assert_eq!(sum_of(&status, "no_such"), None);
     }
 }

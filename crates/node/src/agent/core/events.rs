@@ -137,6 +137,9 @@ pub enum Effect {
     },
     /// Kill every process on the node but the agent.
     KillEverything,
+    /// Take all links to deputies down: killed processes that wait for the head's files end only
+    /// when they are answered, and have to be gone before the head says so (P4).
+    CutLinks,
     /// End what the main process has left; answered by [`Event::TaskGone`].
     CollectLeftovers {
         /// The task.

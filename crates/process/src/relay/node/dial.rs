@@ -134,6 +134,20 @@ impl NodeRelay {
         Ok(())
     }
 
+    /// Takes all links down, so that nobody waits for an answer any more; those that tasks need
+    /// are dialled again. What comes late by the old ones the deputy refuses: tasks entitle the
+    /// link that they are attached to (S3).
+    pub fn cut_links(&mut self, poll: &Poll) {
+        let deputies: Vec<DeputyId> = self.links.keys().copied().collect();
+        for deputy in deputies {
+            if let Some(link) = self.links.get_mut(&deputy) {
+                // Not even questions that nobody has seen go to the next one.
+                link.is_heard = true;
+            }
+            self.link_broken(poll, deputy, "the lease is over".to_owned());
+        }
+    }
+
     /// Takes a link down; it is dialled again if a task needs it.
     pub(super) fn link_broken(&mut self, poll: &Poll, deputy: DeputyId, why: String) {
         let Some(link) = self.links.get_mut(&deputy) else {

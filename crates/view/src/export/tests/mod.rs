@@ -10,7 +10,7 @@ use super::*;
 
 mod acts;
 mod changes;
-mod leases;
+mod guards;
 mod locks;
 mod model;
 mod node;
@@ -91,38 +91,14 @@ impl Rig {
         found.expect("a path below /")
     }
 
-    /// Another process on the head, for which leases are given up meanwhile. What is told of that
-    /// is told when the export is asked next.
-    fn run(&mut self, shell: &[&str]) -> std::process::ExitStatus {
-        let mut child = std::process::Command::new("sh")
+    /// Another process on the head. What is told of that is told when the export is asked next.
+    fn run(&self, shell: &[&str]) -> std::process::ExitStatus {
+        std::process::Command::new("sh")
             .args(shell)
             .current_dir(&self.path)
             .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("a shell");
-        loop {
-            if let Some(status) = child.try_wait().expect("a child") {
-                return status;
-            }
-            self.give_way();
-        }
-    }
-
-    /// The same in a thread: to the watch that is this process, but not to the leases.
-    fn beside<T: Send + 'static>(&mut self, act: impl FnOnce() -> T + Send + 'static) -> T {
-        let other = std::thread::spawn(act);
-        while !other.is_finished() {
-            self.give_way();
-        }
-        other.join().expect("it does not panic")
-    }
-
-    /// Lets a moment pass, in which others may write.
-    fn give_way(&mut self) {
-        self.export
-            .leases
-            .pause(std::time::Duration::from_micros(100));
-        self.export.hear_breaks();
+            .status()
+            .expect("a shell")
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -54,6 +54,14 @@ fn hidden_directories_do_not_exist() {
         assert!(rig.file(hidden).exists());
     }
     rig.look_up(A, "shown");
+    // Made anew, it is another file at the same path.
+    let here = rig.here;
+    std::fs::remove_dir(rig.file("now")).expect("no directory");
+    std::fs::create_dir(rig.file("between")).expect("a directory");
+    rig.write("now", "a file this time");
+    assert_eq!(rig.try_look_up(A, here, b"now"), Ok(None));
+    std::fs::remove_dir(rig.file("between")).expect("no directory");
+    std::fs::hard_link(rig.file("now"), rig.file("alias")).expect("a second name");
     for attributes in [false, true] {
         let listed = rig.list(A, attributes);
         let names: Vec<_> = listed.iter().map(|entry| entry.name.as_slice()).collect();

@@ -7,6 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_wire::marks::FileSystem;
 
+use super::guards::Appender;
 use super::*;
 use crate::watch::Marks;
 
@@ -183,16 +184,14 @@ fn a_file_that_others_write_is_not_kept() {
     close(&mut rig, B, four);
     let (unkept, five) = open(&mut rig, B, RDONLY);
     assert!(!unkept);
-    // A process of the head: this one will do.
-    let path = rig.file("file");
-    let writer = rig.beside(move || std::fs::File::options().append(true).open(path));
-    let writer = writer.expect("the file");
+    // A process of the head.
+    let writer = Appender::new(&rig, "file");
     for flags in [RDONLY, RDWR, RDONLY] {
         let (unkept, handle) = open(&mut rig, A, flags);
         assert!(unkept);
         close(&mut rig, A, handle);
     }
-    drop(writer);
+    writer.end();
     close(&mut rig, B, five);
     let (unkept, _) = open(&mut rig, A, RDWR);
     assert!(!unkept);

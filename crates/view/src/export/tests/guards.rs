@@ -1,17 +1,12 @@
-//! Who writes to what nodes have open is known before it is written.
+//! Who writes to what nodes have open is known before it is written, and never waits.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsFd as _;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::watched::watched;
 use super::*;
-
-/// A lease that nobody gives up ends after 45 s.
-const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Maps a file, closes it, stores into it at every line that it reads, and unmaps it at the end.
 const MAPPER: &str = r#"
@@ -38,7 +33,7 @@ struct Mapper {
 
 impl Mapper {
     /// `None`, said aloud, without Python.
-    fn new(rig: &mut Rig, name: &str) -> Option<Mapper> {
+    fn new(rig: &Rig, name: &str) -> Option<Mapper> {
         let mut child = match std::process::Command::new("python3")
             .args(["-c", MAPPER, name])
             .current_dir(&rig.path)
@@ -54,11 +49,8 @@ impl Mapper {
         };
         let orders = child.stdin.take().expect("piped");
         let mut answers = BufReader::new(child.stdout.take().expect("piped"));
-        let (line, answers) = rig.beside(move || {
-            let mut line = String::new();
-            let _ = answers.read_line(&mut line);
-            (line, answers)
-        });
+        let mut line = String::new();
+        answers.read_line(&mut line).expect("it answers");
         assert_eq!(line, "mapped\n");
         Some(Mapper {
             child,
@@ -80,6 +72,31 @@ impl Mapper {
     }
 }
 
+/// A process on the head that has a file open for writing.
+pub(super) struct Appender(Child);
+
+impl Appender {
+    pub(super) fn new(rig: &Rig, name: &str) -> Appender {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "exec 3>>\"$0\"; echo opened; read -r end", name])
+            .current_dir(&rig.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut line = String::new();
+        let mut answers = BufReader::new(child.stdout.take().expect("piped"));
+        answers.read_line(&mut line).expect("it answers");
+        assert_eq!(line, "opened\n");
+        Appender(child)
+    }
+
+    pub(super) fn end(mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().expect("a child");
+    }
+}
+
 /// `None`, said aloud, where nothing can be watched: a file that both nodes know.
 fn shared_file(content: &str) -> Option<(Rig, FileId, OwnedFd)> {
     let (mut rig, keeper) = watched()?;
@@ -95,16 +112,6 @@ fn shared_file(content: &str) -> Option<(Rig, FileId, OwnedFd)> {
 }
 
 impl Rig {
-    fn is_leased(&self, opened: &Opened) -> bool {
-        let handle = self.export.links[&A].handles.get(&opened.handle);
-        let handle = handle.or_else(|| self.export.links[&B].handles.get(&opened.handle));
-        wiglaf_linux::lease::is_held(handle.expect("it is open").file.as_fd())
-    }
-
-    fn has_leases(&self, file: FileId) -> bool {
-        self.export.leases.has(file)
-    }
-
     fn shut(&mut self, link: LinkId, opened: &Opened) {
         let handle = opened.handle;
         self.tell(link, Ask::Close { handle });
@@ -128,8 +135,8 @@ fn v1_stores_to_memory_are_seen_by_later_opens() {
         return;
     };
     let first = rig.open(A, file, RDONLY).expect("opened");
-    assert!(!first.unkept && rig.is_leased(&first));
-    let Some(mut mapper) = Mapper::new(&mut rig, "file") else {
+    assert!(!first.unkept);
+    let Some(mut mapper) = Mapper::new(&rig, "file") else {
         return;
     };
     assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
@@ -148,101 +155,135 @@ fn v1_stores_to_memory_are_seen_by_later_opens() {
     mapper.end();
     assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
     assert!(rig.look_up(B, "file").watched, "nobody can write any more");
-    let last = rig.open(A, file, RDONLY).expect("opened");
-    assert!(!last.unkept && last.attributes.watched && rig.is_leased(&first));
-    // It goes with its last reader.
-    rig.shut(A, &first);
-    assert!(rig.has_leases(file));
-    rig.shut(A, &last);
-    assert!(!rig.has_leases(file));
-    let writer = std::fs::File::options().append(true).open(rig.file("file"));
-    drop(writer.expect("nobody has to wait"));
-}
-
-#[test]
-fn whoever_opens_or_truncates_is_noticed() {
-    let Some((mut rig, file, _keeper)) = shared_file("123456") else {
-        return;
-    };
-    let path = rig.file("file");
-    let scripts = [
-        "import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR))",
-        "import os, sys; os.close(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND))",
-        "import os, sys; os.truncate(sys.argv[1], 3)",
-    ];
-    for script in scripts {
-        let opened = rig.open(A, file, RDONLY).expect("opened");
-        rig.attributes(B, file).expect("told");
-        assert!(!opened.unkept && rig.is_leased(&opened));
-        let began = Instant::now();
-        let target = path.clone();
-        let status = rig.beside(move || {
-            let mut python = std::process::Command::new("python3");
-            python.args(["-c", script]).arg(target).status()
-        });
-        let Ok(status) = status else {
-            println!("SKIPPED: no python3");
-            return;
-        };
-        assert!(status.success() && began.elapsed() < AT_ONCE);
-        assert!(!rig.is_leased(&opened), "{script}");
-        assert!(rig.heard_of(A, file).contains(&changed(file, true)));
-        assert!(rig.heard_of(B, file).contains(&changed(file, true)));
-        rig.shut(A, &opened);
-    }
-    let opened = rig.open(A, file, RDONLY).expect("opened");
-    assert_eq!(opened.content.as_deref(), Some(&b"123"[..]));
-    // Who does not want to wait need not, but has to come again.
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-    let refused = rustix::fs::open(&path, flags, Mode::empty());
-    assert_eq!(refused.err(), Some(Errno::WOULDBLOCK));
+    // The next one is noticed just so, though nobody has opened the file meanwhile.
+    rig.attributes(A, file).expect("told");
+    let mapper = Mapper::new(&rig, "file").expect("as before");
     assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
-    assert!(rustix::fs::open(&path, flags, Mode::empty()).is_ok());
-    rig.shut(A, &opened);
-    let opened = rig.open(A, file, RDONLY).expect("opened");
-    assert!(rig.is_leased(&opened));
-    // Readers hold nobody up, and nobody holds them up.
-    elsewhere(&mut rig, "cat file >copy; rm file; mv copy file");
-    assert!(rig.is_leased(&opened));
+    mapper.end();
+    let last = rig.open(A, file, RDONLY).expect("opened");
+    assert!(!last.unkept && last.attributes.watched);
+    // The guard goes with its last reader.
+    rig.shut(A, &first);
+    assert_eq!(rig.export.guards.len(), 1);
+    rig.shut(A, &last);
+    assert_eq!(rig.export.guards.len(), 0);
+    let mapper = Mapper::new(&rig, "file").expect("as before");
+    assert_eq!(rig.heard_of(A, file), []);
+    mapper.end();
 }
 
 #[test]
-fn a_node_that_writes_waits_for_no_lease_of_its_own_deputy() {
+fn a_guard_is_one_for_all_readers_of_a_file() {
+    let Some((mut rig, file, _keeper)) = shared_file("before") else {
+        return;
+    };
+    let readers = [A, B].map(|link| rig.open(link, file, RDONLY).expect("opened"));
+    assert_eq!(rig.export.guards.len(), 1);
+    // It was removed and lives on with its readers; the other one of its name has its own.
+    elsewhere(&mut rig, "cp file copy; ln file other; mv copy file");
+    let new = rig.look_up(A, "file").file;
+    assert_ne!(new, file);
+    rig.open(A, new, RDONLY).expect("opened");
+    assert_eq!(rig.export.guards.len(), 2);
+    rig.shut(A, &readers[0]);
+    rig.export.close(A);
+    rig.ignore_news();
+    rig.attributes(B, file).expect("told");
+    let writer = Appender::new(&rig, "other");
+    assert_eq!(rig.heard_of(B, file), [changed(file, true)]);
+    writer.end();
+    rig.export.close(B);
+    assert_eq!(rig.export.guards.len(), 0);
+}
+
+#[test]
+fn whoever_opens_is_noticed_and_does_not_wait() {
     let Some((mut rig, file, _keeper)) = shared_file("123456") else {
         return;
     };
-    let began = Instant::now();
+    let opened = rig.open(A, file, RDONLY).expect("opened");
+    // Nobody answers for the export while these run.
+    for (script, writes) in [
+        ("exec 3<file", false),
+        ("exec 3<file; cat <&3; cp file copy", false),
+        ("exec 3>>file; echo 7 >&3", true),
+        ("truncate -s 3 file", true),
+        ("truncate -s 0 file", true),
+        ("dd if=/dev/null of=file oflag=nonblock,append conv=notrunc", true),
+    ] {
+        rig.attributes(A, file).expect("told");
+        elsewhere(&mut rig, script);
+        let expected: &[Change] = if writes { &[changed(file, true)] } else { &[] };
+        assert_eq!(rig.heard_of(A, file), expected, "{script}");
+        let again = rig.open(A, file, RDONLY).expect("opened");
+        assert!(!again.unkept, "{script}");
+        rig.shut(A, &again);
+    }
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+    assert!(rustix::fs::open(rig.file("file"), flags, Mode::empty()).is_ok());
+    let writer = Appender::new(&rig, "file");
+    assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
+    assert!(rig.open(A, file, RDONLY).expect("opened").unkept);
+    writer.end();
+    rig.shut(A, &opened);
+    assert!(!rig.open(A, file, RDONLY).expect("opened").unkept);
+}
+
+#[test]
+fn whoever_comes_while_events_are_lost_is_noticed() {
+    let Some((mut rig, file, _keeper)) = shared_file("before") else {
+        return;
+    };
+    rig.open(A, file, RDONLY).expect("opened");
+    let writer = Appender::new(&rig, "file");
+    rig.export
+        .watch
+        .as_mut()
+        .expect("a watch")
+        .drain(&mut |_| {});
+    assert_eq!(rig.heard_of(A, file), []);
+    rig.export.obey(&Event::Lost);
+    assert_eq!(rig.heard_of(A, file), [Change::Everything]);
+    assert!(!rig.attributes(A, file).expect("told").watched);
+    assert!(rig.open(A, file, RDONLY).expect("opened").unkept);
+    writer.end();
+    assert!(rig.attributes(A, file).expect("told").watched);
+}
+
+#[test]
+fn a_node_that_writes_is_not_in_its_own_way() {
+    let Some((mut rig, file, _keeper)) = shared_file("123456") else {
+        return;
+    };
     let of_a = rig.open(A, file, RDONLY).expect("opened");
     let of_b = rig.open(B, file, RDONLY).expect("opened");
-    assert!(!of_a.unkept && !of_b.unkept && rig.is_leased(&of_a));
+    assert!(!of_a.unkept && !of_b.unkept);
     let writer = rig.open(B, file, RDWR).expect("opened");
     assert!(!writer.unkept, "it knows what it writes");
-    assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
-    assert_eq!(rig.heard_of(B, file), []);
     assert!(rig.open(A, file, RDONLY).expect("opened").unkept);
+    rig.write_to(B, writer.handle, 0, b"0").expect("written");
+    assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
     rig.shut(B, &writer);
-    // What B read through the handle that it had before is kept, so it is guarded again.
-    assert!(rig.is_leased(&of_a));
     assert_eq!(rig.heard_of(B, file), []);
+    assert!(!rig.open(A, file, RDONLY).expect("opened").unkept);
     // The other ways to write.
     let size = SetAttributes {
         size: Some(2),
         ..SetAttributes::default()
     };
     rig.set(B, file, size).expect("truncated");
-    assert!(rig.is_leased(&of_a));
-    rig.open(A, file, RDONLY).expect("opened");
-    rig.ignore_news();
+    assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
+    assert!(!rig.open(A, file, RDONLY).expect("opened").unkept);
     let emptied = rig.open(B, file, WRONLY | TRUNC).expect("opened");
     assert_eq!(rig.heard_of(A, file), [changed(file, true)]);
     rig.shut(B, &emptied);
     let emptied = rig.open(B, file, RDONLY | TRUNC).expect("opened");
-    assert!(!emptied.unkept && rig.is_leased(&of_a));
+    assert!(!emptied.unkept);
     let created = rig.create(B, "file", RDWR).expect("opened");
     assert_eq!(created.file, file);
     rig.shut(B, &created);
-    assert!(began.elapsed() < AT_ONCE);
-    assert!(rig.is_leased(&of_a));
+    assert_eq!(rig.heard_of(B, file), []);
+    assert!(!rig.open(A, file, RDONLY).expect("opened").unkept);
 }
 
 #[test]
@@ -250,9 +291,9 @@ fn somebody_who_comes_while_a_node_writes_is_noticed_when_it_ends() {
     let Some((mut rig, file, _keeper)) = shared_file("before") else {
         return;
     };
-    let reader = rig.open(A, file, RDONLY).expect("opened");
+    rig.open(A, file, RDONLY).expect("opened");
     let writer = rig.open(A, file, RDWR).expect("opened");
-    let Some(mapper) = Mapper::new(&mut rig, "file") else {
+    let Some(mapper) = Mapper::new(&rig, "file") else {
         return;
     };
     assert_eq!(rig.heard_of(A, file), []);
@@ -261,7 +302,6 @@ fn somebody_who_comes_while_a_node_writes_is_noticed_when_it_ends() {
     assert!(rig.open(A, file, RDONLY).expect("opened").unkept);
     mapper.end();
     assert!(!rig.open(A, file, RDONLY).expect("opened").unkept);
-    assert!(rig.is_leased(&reader));
 }
 
 #[test]
@@ -272,7 +312,7 @@ fn what_is_learned_when_a_link_closes_is_told_to_the_others() {
     let writer = rig.open(B, file, RDWR).expect("opened");
     let reader = rig.open(A, file, RDONLY).expect("opened");
     assert!(reader.unkept);
-    let Some(mapper) = Mapper::new(&mut rig, "file") else {
+    let Some(mapper) = Mapper::new(&rig, "file") else {
         return;
     };
     rig.ignore_news();
