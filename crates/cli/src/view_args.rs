@@ -11,7 +11,7 @@ const MAX_MEMORY_MIB: u64 = 1 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct ViewArgs {
-    /// Give each node a /tmp of its own, in its memory, instead of the head's
+    /// Give tasks a /tmp of the node's own, in its memory, instead of the head's
     #[arg(long)]
     own_tmp: bool,
     /// Files that a node remembers for each user, besides those that its kernel does [default:

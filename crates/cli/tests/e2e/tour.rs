@@ -1,6 +1,5 @@
 //! The guided tour, as a stranger takes it.
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::cluster::{ALICE, User, as_user, is_root, output_of, processes, skip, text, wiglaf};
@@ -27,7 +26,8 @@ fn take(user: User) {
         let line = format!("from-{node}:hello from {node}");
         assert_eq!(lines.contains(&line.as_str()), has_compiler, "{said}");
     }
-    if Path::new("/dev/fuse").exists() {
+    // Others may not be let open the device.
+    if user == User::Root && wiglaf_view::check_device().is_ok() {
         assert!(said.contains("HIT%"), "{said}");
     }
     assert!(said.contains("Everything is taken down again"), "{said}");

@@ -193,6 +193,11 @@ impl Reactor {
                         effects.push(Effect::Reply(client, refuse(refusal)));
                     }
                 }
+                // What is over already makes room in the moment that its ghost is reaped, which the
+                // shell that runs this command may have seen before us.
+                Placement::Wait(_) if waiting.request.selection.now && self.is_finishing() => {
+                    kept.push_back(waiting);
+                }
                 Placement::Wait(reason) if waiting.request.selection.now => {
                     let refusal = Refusal::new(reason, "leave --now out to wait for a free slot");
                     effects.push(Effect::Reply(client, refuse(refusal)));
@@ -210,6 +215,12 @@ impl Reactor {
             }
         }
         self.waiting = kept;
+    }
+
+    /// Whether some task has ended and only its ghost is left.
+    fn is_finishing(&self) -> bool {
+        let mut tasks = self.jobs.values().flat_map(|job| job.tasks.values());
+        tasks.any(|task| matches!(task.phase, Phase::Finishing(_)))
     }
 
     fn start_job(

@@ -9,11 +9,11 @@ use wiglaf_wire::view::{Attributes, FileId};
 
 /// Longest name that a question may have; Linux file systems have none longer.
 const MAX_NAME_BYTES: usize = 255;
-/// Longest wait for somebody's lease, during which all questions wait. Deputies, who ask by one
-/// whether a file is written, give it up at once.
-const MAX_LEASE_WAIT: Duration = Duration::from_secs(1);
-/// How soon it is looked for; the pause doubles each time.
+/// Somebody's lease is waited for, during which all questions wait. Deputies, who ask by one
+/// whether a file is written, give it up at once. The pause doubles each time.
 const FIRST_LEASE_PAUSE: Duration = Duration::from_micros(50);
+/// Then the lease is believed to last.
+const MAX_LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > MAX_NAME_BYTES {
@@ -46,7 +46,7 @@ pub(super) fn reopen(file: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut pause = FIRST_LEASE_PAUSE;
     loop {
         match rustix::fs::open(magic(&file), flags, Mode::empty()) {
-            Err(Errno::AGAIN) if pause < MAX_LEASE_WAIT => std::thread::sleep(pause),
+            Err(Errno::AGAIN) if pause < MAX_LEASE_PAUSE => std::thread::sleep(pause),
             opened => return opened.map_err(without_room),
         }
         pause *= 2;

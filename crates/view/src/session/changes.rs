@@ -63,7 +63,9 @@ impl Session {
 
     /// What nobody watches is not believed past a launch.
     pub(super) fn drop_unwatched(&mut self) {
-        let unwatched = |file: &super::File| !file.watched && file.attributes.is_some();
+        let unwatched = |file: &super::File| {
+            !file.watched && (file.attributes.is_some() || file.directory.is_some())
+        };
         let nodes: Vec<u64> = self
             .files
             .iter()
@@ -84,6 +86,8 @@ impl Session {
         };
         file.attributes = None;
         file.doubted = true;
+        // Until it is told anew: absent names of a directory are believed by this.
+        file.watched = false;
         file.link = None;
         let is_open = file.readers > 0 || file.writing > 0;
         let in_kernel = file.kernel > 0;

@@ -35,7 +35,12 @@ impl Session {
             }
             files.push(node);
             if let Some(directory) = &file.directory {
-                let known = directory.names().filter(|(_, known)| known.is_some());
+                let is_believed = |known: &Option<Name>| match known {
+                    Some(Name::File(file)) => self.valid_attributes(*file).is_some(),
+                    Some(Name::Nothing) => true,
+                    None => false,
+                };
+                let known = directory.names().filter(|(_, known)| is_believed(known));
                 names.extend(known.map(|(name, _)| (node, name.clone())));
             }
         }
@@ -95,6 +100,11 @@ impl Session {
             .get(&parent)
             .and_then(|file| file.directory.as_ref());
         let believed = directory.and_then(|directory| directory.name(name));
+        // A file that was forgotten, or taken back, meanwhile is nothing that is believed.
+        let believed = believed.filter(|known| match known {
+            Name::File(file) => self.valid_attributes(*file).is_some(),
+            Name::Nothing => true,
+        });
         let difference = match (believed, result) {
             (None, Ok(Told::Entry(Some(now)))) => {
                 // Counted by the deputy like any other.

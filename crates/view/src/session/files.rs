@@ -84,7 +84,11 @@ impl Session {
         let mut shown = convert::attributes(attributes);
         let is_directory = attributes.mode & FORMAT == DIRECTORY;
         let may_be_confused = is_directory || attributes.links > 1;
-        if may_be_confused && self.root_device.is_some_and(|root| root != attributes.device) {
+        if may_be_confused
+            && self
+                .root_device
+                .is_some_and(|root| root != attributes.device)
+        {
             shown.ino ^= convert::spread(attributes.device);
         }
         shown

@@ -274,8 +274,7 @@ impl Session {
                 Parked::Name { unique, who, name } => match self.find(node, &name) {
                     Found::File(file) => self.reply_entry(unique, file),
                     Found::Nothing { watched } => {
-                        let valid = Self::validity(watched);
-                        self.reply(unique, Reply::NoEntry { valid });
+                        self.reply_nothing(unique, node, &name, watched);
                     }
                     Found::Unknown => self.ask_for_name(unique, who, node, name),
                 },

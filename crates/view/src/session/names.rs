@@ -38,8 +38,7 @@ impl Session {
         match self.find(parent, name) {
             Found::File(node) => return self.reply_entry(unique, node),
             Found::Nothing { watched } => {
-                let valid = Self::validity(watched);
-                return self.reply(unique, Reply::NoEntry { valid });
+                return self.reply_nothing(unique, parent, name, watched);
             }
             Found::Unknown => {}
         }
@@ -97,6 +96,16 @@ impl Session {
         self.reply(unique, Reply::Entry(entry));
     }
 
+    /// Tells the kernel that there is no such name, and remembers which one it was told of: it has
+    /// to hear of it when the listing that says so is not sure any more.
+    pub(super) fn reply_nothing(&mut self, unique: u64, parent: u64, name: &[u8], watched: bool) {
+        if watched {
+            self.set_name(parent, name, Some(Name::Nothing));
+        }
+        let valid = Self::validity(watched);
+        self.reply(unique, Reply::NoEntry { valid });
+    }
+
     /// What the kernel is told of a file that is known.
     pub(super) fn entry(&self, node: u64) -> Option<Entry> {
         let attributes = self.valid_attributes(node)?;
@@ -143,9 +152,8 @@ impl Session {
             }
             Ok(Told::Entry(None)) => {
                 let watched = self.files.get(&parent).is_some_and(|file| file.watched);
-                self.set_name(parent, &name, watched.then_some(Name::Nothing));
-                let valid = Self::validity(watched);
-                self.reply(unique, Reply::NoEntry { valid });
+                self.set_name(parent, &name, None);
+                self.reply_nothing(unique, parent, &name, watched);
             }
             other => {
                 self.set_name(parent, &name, None);

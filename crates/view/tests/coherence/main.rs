@@ -21,6 +21,7 @@ use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_view::export::{Export, LinkId, Told};
 use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::FileSystem;
+use wiglaf_wire::view::Change;
 
 use kernel::{Kernel, Seen};
 
@@ -45,6 +46,8 @@ enum Step {
     /// Only looks: what it sees is kept by its kernel.
     Look(String),
     List(String),
+    /// Nothing is sure any more, as after a mount on the head.
+    Doubt,
 }
 
 /// Who does it: 0 is the head, others are nodes.
@@ -75,6 +78,7 @@ fn step() -> impl Strategy<Value = Step> {
         (path(), 0..0o1000_u32).prop_map(|(p, m)| Step::Mode(p, m)),
         path().prop_map(Step::Look),
         directory().prop_map(Step::List),
+        Just(Step::Doubt),
     ]
 }
 
@@ -105,11 +109,7 @@ impl Somebody {
     }
 
     fn run(&mut self, command: &str) {
-        writeln!(
-            self.orders,
-            "( {command} ) </dev/null >/dev/null\necho $?"
-        )
-        .expect("sh reads");
+        writeln!(self.orders, "( {command} ) </dev/null >/dev/null\necho $?").expect("sh reads");
         self.orders.flush().expect("sh reads");
         let mut line = String::new();
         self.answers.read_line(&mut line).expect("sh answers");
@@ -133,6 +133,7 @@ impl Somebody {
             Step::Mode(p, m) => format!("chmod {m:o} {p}"),
             Step::Look(p) => format!("cat {p}"),
             Step::List(p) => format!("ls -l ./{p}"),
+            Step::Doubt => return,
         };
         self.run(&command);
     }
@@ -277,6 +278,7 @@ impl World {
                 let p = full(p);
                 self.node(node, |k| k.look(&p));
             }
+            Step::Doubt => self.nodes[node].changed(vec![Change::Everything]),
             Step::List(p) => {
                 let p = full(p);
                 self.node(node, |k| k.list(p.trim_end_matches('/')));

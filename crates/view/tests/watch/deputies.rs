@@ -283,11 +283,17 @@ fn what_a_guard_costs() {
     for other in &others {
         deputy.open(other, RDONLY);
     }
-    elsewhere(|| others.iter().for_each(|other| drop(fs::read(other).unwrap())));
+    elsewhere(|| {
+        others
+            .iter()
+            .for_each(|other| drop(fs::read(other).unwrap()))
+    });
     let began = Instant::now();
     deputy.ask(Ask::Barrier);
     let each = began.elapsed() / few;
-    say(&format!("  barrier for each file that was opened: {each:?}"));
+    say(&format!(
+        "  barrier for each file that was opened: {each:?}"
+    ));
     let began = Instant::now();
     deputy.ask(Ask::Barrier);
     say(&format!("  barrier for nothing: {:?}", began.elapsed()));

@@ -209,7 +209,10 @@ fn whoever_opens_is_noticed_and_does_not_wait() {
         ("exec 3>>file; echo 7 >&3", true),
         ("truncate -s 3 file", true),
         ("truncate -s 0 file", true),
-        ("dd if=/dev/null of=file oflag=nonblock,append conv=notrunc", true),
+        (
+            "dd if=/dev/null of=file oflag=nonblock,append conv=notrunc",
+            true,
+        ),
     ] {
         rig.attributes(A, file).expect("told");
         elsewhere(&mut rig, script);
