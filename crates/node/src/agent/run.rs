@@ -1,5 +1,8 @@
 //! The agent's loop: sockets, clock and processes around [`super::core`].
 
+mod head;
+mod tasks;
+
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -16,25 +19,22 @@ use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use rustls::ClientConfig;
 use wiglaf_link::{
-    Interest, JoinToken, LinkError, NodeIdentity, Poll, Ready, Token, TrustError, client_config,
+    Interest, JoinToken, NodeIdentity, Poll, Ready, Token, TrustError, client_config,
 };
 use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
 use wiglaf_linux::process::{kill, set_process_title};
 use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
-use wiglaf_wire::agent::{FromAgent, MAX_PROCESSES_PER_MESSAGE, MAX_VIEWS_PER_MESSAGE};
-use wiglaf_wire::id::{DeputyId, Incarnation, Pid, TaskId};
-use wiglaf_wire::launch::{Credential, LaunchSpec};
-use wiglaf_wire::status::Status;
-use wiglaf_wire::view::ViewCheck;
+use wiglaf_wire::agent::FromAgent;
+use wiglaf_wire::id::{Incarnation, TaskId};
 
 use super::core::{Core, Effect, Event};
 use super::link::HeadLink;
 use super::mains::Mains;
 use super::pids::PidBlock;
-use super::spawner::{Order, Root, Spawner};
-use super::view::{Due, NodeViewError, Views};
+use super::spawner::Spawner;
+use super::view::{NodeViewError, Views};
 use super::watchdog::Watchdog;
 use super::{machine, processes};
 use crate::join::{JoinError, join};
@@ -572,307 +572,6 @@ impl Agent {
             Effect::Exit { reason } => self.exit = Some(reason),
         }
         Ok(())
-    }
-
-    // The head
-
-    fn dial(&mut self) {
-        match HeadLink::open(&self.poll, LINK, self.head, self.identity.clone()) {
-            Ok(link) => {
-                self.link = Some(link);
-                // What is sent before the connection stands is queued, in its order.
-                self.events.push(Event::Connected);
-            }
-            Err(error) => self.lost(&error),
-        }
-    }
-
-    fn send(&mut self, message: &FromAgent) {
-        if let Some(link) = &mut self.link
-            && let Err(error) = link.queue(message)
-        {
-            self.lost(&error);
-        }
-    }
-
-    fn settle_link(&mut self) {
-        if let Some(link) = &mut self.link
-            && let Err(error) = link.settle(&self.poll)
-        {
-            self.lost(&error);
-        }
-    }
-
-    fn hear_head(&mut self, ready: Ready) {
-        for _ in 0..READS_PER_TURN {
-            let Some(link) = &mut self.link else { return };
-            let received = if ready.readable {
-                link.receive()
-            } else {
-                Ok(())
-            };
-            let mut heard = false;
-            loop {
-                match link.next_message() {
-                    Ok(Some(message)) => {
-                        heard = true;
-                        self.events.push(Event::Message(message));
-                    }
-                    Ok(None) => break,
-                    Err(error) => return self.lost(&error),
-                }
-            }
-            if let Err(error) = received {
-                return self.lost(&error);
-            }
-            if !heard {
-                return;
-            }
-        }
-    }
-
-    fn lost(&mut self, error: &LinkError) {
-        self.close_link();
-        let trouble = format!("no connection to the head at {}: {error}", self.head);
-        if self.trouble.as_ref() != Some(&trouble) {
-            log(&self.name, &trouble);
-            self.trouble = Some(trouble);
-        }
-        self.events.push(Event::Disconnected);
-    }
-
-    fn close_link(&mut self) {
-        // Another head may give their numbers to other questions.
-        self.checks.clear();
-        if let Some(link) = self.link.take() {
-            // Fails only for a set that is broken itself.
-            let _ = self.poll.remove(&link);
-        }
-    }
-
-    fn welcomed(&mut self, name: String, pids: PidBlock) -> Result<(), AgentError> {
-        self.trouble = None;
-        if self.name != name {
-            entitle(&name);
-            self.name = name;
-        }
-        if self.pids.replace(pids) != Some(pids) {
-            if let Err(error) = pids.make_room() {
-                log(&self.name, &error);
-            }
-            self.steer();
-        }
-        if self.spawner.is_none() {
-            // Only now, so that its thread's number is of the node's block too, and can't be that
-            // of a ghost.
-            let spawner = Spawner::start(self.rootless, &self.name).map_err(AgentError::Spawner)?;
-            self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
-            self.spawner = Some(spawner);
-        }
-        Ok(())
-    }
-
-    fn say_farewell(&mut self) {
-        let until = Instant::now() + FAREWELL_WAIT;
-        // Flushed by `decide` already, as far as the socket took it; the kernel sends the rest if
-        // the other side reads at all.
-        while let Some(link) = &mut self.link
-            && link.settle(&self.poll).is_ok()
-            && link.is_sending()
-            && Instant::now() < until
-        {
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: 10_000_000,
-            };
-            let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], Some(&wait));
-        }
-    }
-
-    // Tasks
-
-    fn spawn(
-        &mut self,
-        task: TaskId,
-        pid: Pid,
-        credential: Credential,
-        deputy: DeputyId,
-        spec: Box<LaunchSpec>,
-    ) {
-        self.steer();
-        self.cursor_at
-            .get_or_insert_with(|| Instant::now() + CURSOR_PERIOD);
-        let failed = |reason: String| Event::SpawnFailed {
-            task,
-            status: Status::cluster_failed(reason),
-        };
-        let stdio = match self
-            .relay
-            .open(&self.poll, task, deputy, spec.stdio, spec.window)
-        {
-            Ok(stdio) => stdio,
-            Err(error) => {
-                let reason = format!("{}: {error}; run the command again", self.name);
-                return self.events.push(failed(reason));
-            }
-        };
-        let root = match &mut self.files {
-            Shown::Root(root) => Root::Made(root.clone()),
-            Shown::Views(views) => match views.admit(&self.poll, task, (deputy, credential.uid)) {
-                Ok(root) => root,
-                Err(error) => {
-                    self.relay.close(&self.poll, task);
-                    let reason = format!("{}: {error}", self.name);
-                    return self.events.push(failed(reason));
-                }
-            },
-        };
-        self.mains.starting(task, pid);
-        let order = Order {
-            task,
-            pid,
-            credential,
-            spec,
-            stdio,
-            root,
-        };
-        match &mut self.files {
-            Shown::Root(_) => self.give_order(order),
-            Shown::Views(views) => views.launch(order),
-        }
-    }
-
-    fn give_order(&mut self, order: Order) {
-        let task = order.task;
-        if !self
-            .spawner
-            .as_ref()
-            .is_some_and(|spawner| spawner.order(order))
-        {
-            self.mains.forget(task);
-            self.events.push(Event::SpawnFailed {
-                task,
-                status: Status::cluster_failed(format!("the spawner of {} has ended", self.name)),
-            });
-        }
-    }
-
-    /// All processes of a task are gone, and what they wrote to files is on the head.
-    fn drain(&mut self, task: TaskId, leave: bool) {
-        let mut events = Vec::new();
-        self.relay.main_ended(&self.poll, task, &mut events);
-        if leave {
-            self.mains.keep_leftovers(task);
-            self.relay.cut_outputs(&self.poll, task, &mut events);
-        }
-        self.hear_relay(events);
-    }
-
-    /// Sends what the views ask, and does what was waiting for them.
-    fn settle_views(&mut self) {
-        let Shown::Views(views) = &mut self.files else {
-            return;
-        };
-        for due in views.settle(&self.poll, &mut self.relay) {
-            match due {
-                Due::Launch(order) => self.give_order(*order),
-                Due::Written { task, leave } => self.drain(task, leave),
-                Due::Lost { tag, reason } => match self.mains.by_tag(tag) {
-                    Some(task) => self.events.push(Event::FilesLost { task, reason }),
-                    None => log(&self.name, &reason),
-                },
-                Due::Gone(deputy) => {
-                    if let Some(spawner) = &self.spawner {
-                        spawner.forget(deputy);
-                    }
-                }
-                Due::Checked { request, found } => self.checked(request, found),
-            }
-        }
-    }
-
-    fn list_views(&mut self, request: u64) {
-        let list = match &self.files {
-            Shown::Views(views) => views.states(),
-            Shown::Root(_) => Vec::new(),
-        };
-        self.send_in_parts(list, MAX_VIEWS_PER_MESSAGE, |list, last| FromAgent::Views {
-            request,
-            list,
-            last,
-        });
-    }
-
-    fn check_views(&mut self, request: u64, uid: Option<u32>) {
-        let count = match &mut self.files {
-            Shown::Views(views) => views.check(request, uid),
-            Shown::Root(_) => 0,
-        };
-        if count > 0 {
-            self.checks.insert(request, count);
-        } else {
-            let list = Vec::new();
-            self.send(&FromAgent::ViewsChecked {
-                request,
-                list,
-                last: true,
-            });
-        }
-    }
-
-    fn checked(&mut self, request: u64, found: ViewCheck) {
-        let Some(count) = self.checks.get_mut(&request) else {
-            return;
-        };
-        *count -= 1;
-        let last = *count == 0;
-        if last {
-            self.checks.remove(&request);
-        }
-        let list = vec![found];
-        self.send(&FromAgent::ViewsChecked {
-            request,
-            list,
-            last,
-        });
-    }
-
-    fn steer(&mut self) {
-        if let Some(pids) = self.pids
-            && let Err(error) = pids.steer()
-        {
-            log(&self.name, &error);
-            // It will not be allowed the next time either.
-            self.pids = None;
-        }
-    }
-
-    fn list(&mut self, request: u64) {
-        let list = processes::list(&self.mains);
-        self.send_in_parts(list, MAX_PROCESSES_PER_MESSAGE, |list, last| {
-            FromAgent::Processes {
-                request,
-                list,
-                last,
-            }
-        });
-    }
-
-    /// Sends a list, which may be empty, in messages of so many.
-    fn send_in_parts<T: Clone>(
-        &mut self,
-        list: Vec<T>,
-        most: usize,
-        message: impl Fn(Vec<T>, bool) -> FromAgent,
-    ) {
-        if list.len() <= most {
-            return self.send(&message(list, true));
-        }
-        let mut parts = list.chunks(most).peekable();
-        while let Some(part) = parts.next() {
-            let last = parts.peek().is_none();
-            self.send(&message(part.to_vec(), last));
-        }
     }
 }
 

@@ -1,0 +1,128 @@
+//! The agent's connection to the head.
+
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use wiglaf_link::{Interest, LinkError, Ready};
+use wiglaf_wire::agent::FromAgent;
+
+use super::super::core::Event;
+use super::super::link::HeadLink;
+use super::super::pids::PidBlock;
+use super::super::spawner::Spawner;
+use super::{Agent, AgentError, FAREWELL_WAIT, LINK, READS_PER_TURN, SPAWNER, entitle, log};
+
+impl Agent {
+    pub(super) fn dial(&mut self) {
+        match HeadLink::open(&self.poll, LINK, self.head, self.identity.clone()) {
+            Ok(link) => {
+                self.link = Some(link);
+                // What is sent before the connection stands is queued, in its order.
+                self.events.push(Event::Connected);
+            }
+            Err(error) => self.lost(&error),
+        }
+    }
+
+    pub(super) fn send(&mut self, message: &FromAgent) {
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.queue(message)
+        {
+            self.lost(&error);
+        }
+    }
+
+    pub(super) fn settle_link(&mut self) {
+        if let Some(link) = &mut self.link
+            && let Err(error) = link.settle(&self.poll)
+        {
+            self.lost(&error);
+        }
+    }
+
+    pub(super) fn hear_head(&mut self, ready: Ready) {
+        for _ in 0..READS_PER_TURN {
+            let Some(link) = &mut self.link else { return };
+            let received = if ready.readable {
+                link.receive()
+            } else {
+                Ok(())
+            };
+            let mut heard = false;
+            loop {
+                match link.next_message() {
+                    Ok(Some(message)) => {
+                        heard = true;
+                        self.events.push(Event::Message(message));
+                    }
+                    Ok(None) => break,
+                    Err(error) => return self.lost(&error),
+                }
+            }
+            if let Err(error) = received {
+                return self.lost(&error);
+            }
+            if !heard {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn lost(&mut self, error: &LinkError) {
+        self.close_link();
+        let trouble = format!("no connection to the head at {}: {error}", self.head);
+        if self.trouble.as_ref() != Some(&trouble) {
+            log(&self.name, &trouble);
+            self.trouble = Some(trouble);
+        }
+        self.events.push(Event::Disconnected);
+    }
+
+    pub(super) fn close_link(&mut self) {
+        // Another head may give their numbers to other questions.
+        self.checks.clear();
+        if let Some(link) = self.link.take() {
+            // Fails only for a set that is broken itself.
+            let _ = self.poll.remove(&link);
+        }
+    }
+
+    pub(super) fn welcomed(&mut self, name: String, pids: PidBlock) -> Result<(), AgentError> {
+        self.trouble = None;
+        if self.name != name {
+            entitle(&name);
+            self.name = name;
+        }
+        if self.pids.replace(pids) != Some(pids) {
+            if let Err(error) = pids.make_room() {
+                log(&self.name, &error);
+            }
+            self.steer();
+        }
+        if self.spawner.is_none() {
+            // Only now, so that its thread's number is of the node's block too, and can't be that
+            // of a ghost.
+            let spawner = Spawner::start(self.rootless, &self.name).map_err(AgentError::Spawner)?;
+            self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
+            self.spawner = Some(spawner);
+        }
+        Ok(())
+    }
+
+    pub(super) fn say_farewell(&mut self) {
+        let until = Instant::now() + FAREWELL_WAIT;
+        // Flushed by `decide` already, as far as the socket took it; the kernel sends the rest if
+        // the other side reads at all.
+        while let Some(link) = &mut self.link
+            && link.settle(&self.poll).is_ok()
+            && link.is_sending()
+            && Instant::now() < until
+        {
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: 10_000_000,
+            };
+            let _ = poll(&mut [PollFd::new(link, PollFlags::OUT)], Some(&wait));
+        }
+    }
+}
