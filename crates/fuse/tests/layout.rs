@@ -238,7 +238,7 @@ fn the_kernel_is_offered_what_it_has() {
     let bytes = body(&Reply::Init(reply));
     assert_eq!(bytes.len(), 64);
     assert_eq!((u32_at(&bytes, 0), u32_at(&bytes, 4)), (7, 45));
-    assert_eq!(u32_at(&bytes, 8), 1 << 20);
+    assert_eq!(u32_at(&bytes, 8), 256 << 10);
     let has = |bit: u32| {
         let (at, bit) = if bit < 32 { (12, bit) } else { (32, bit - 32) };
         u32_at(&bytes, at) & 1 << bit != 0

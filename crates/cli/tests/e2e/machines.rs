@@ -236,8 +236,8 @@ fn start_head(machine: &Machine, config: &str) -> (HeadProcess, Cluster) {
     fs::write(cluster.dir.join("state/wiglaf.toml"), listen).unwrap();
     let log = fs::File::create(cluster.dir.join("state/head.log")).unwrap();
     let head = cluster.command(&["head"]).stderr(log).spawn().unwrap();
-    let socket = cluster.dir.join("run/head.sock");
-    wait_for("the head", || socket.exists(), String::new);
+    let is_listening = || cluster.wiglaf(&["nodes"]).status.success();
+    wait_for("the head", is_listening, String::new);
     (HeadProcess(head), cluster)
 }
 

@@ -6,7 +6,7 @@ use wiglaf_fuse::{DirectoryBuffer, Reply};
 use wiglaf_wire::view::{Ask, Entry, FileId, MAX_ENTRIES, Reply as Told};
 
 use super::names::Found;
-use super::{OWN_FIRST, Session, Waiting, unexpected};
+use super::{OWN_FIRST, PARKED, Session, Waiting, unexpected};
 
 /// Looked-up names of a directory after which its first entries are fetched together.
 const MISSES_BEFORE_LISTING: u32 = 2;
@@ -58,6 +58,15 @@ pub(super) enum Parked {
         name: Vec<u8>,
     },
     Reader(Reader),
+}
+
+impl Parked {
+    fn unique(&self) -> u64 {
+        match self {
+            Parked::Name { unique, .. } => *unique,
+            Parked::Reader(reader) => reader.unique,
+        }
+    }
 }
 
 /// The kernel reads a directory.
@@ -172,6 +181,14 @@ impl Session {
         file.watched.then_some(file.directory.as_deref_mut()?)
     }
 
+    /// Forgets a request that waits for a listing.
+    pub(super) fn unpark(&mut self, unique: u64) {
+        let directories = self.files.values_mut();
+        for directory in directories.filter_map(|file| file.directory.as_mut()) {
+            directory.parked.retain(|one| one.unique() != unique);
+        }
+    }
+
     /// Waits with a name for a listing that is on its way.
     pub(super) fn wait_for_listing(
         &mut self,
@@ -180,10 +197,12 @@ impl Session {
         who: (u32, u32),
         name: &[u8],
     ) -> bool {
+        let asker = self.asker;
         match self.directory(parent) {
             Some(directory) if directory.coming > 0 => {
                 let name = name.to_vec();
                 directory.parked.push(Parked::Name { unique, who, name });
+                self.by_request.insert(unique, (PARKED, asker));
                 true
             }
             _ => false,
@@ -227,6 +246,8 @@ impl Session {
             }
             if directory.coming > 0 && reader.offset == 0 {
                 directory.parked.push(Parked::Reader(reader));
+                let asker = self.asker;
+                self.by_request.insert(reader.unique, (PARKED, asker));
                 return;
             }
         } else {
@@ -270,6 +291,7 @@ impl Session {
             }
         }
         for one in parked {
+            self.by_request.remove(&one.unique());
             match one {
                 Parked::Name { unique, who, name } => match self.find(node, &name) {
                     Found::File(file) => self.reply_entry(unique, file),

@@ -3,7 +3,7 @@
 use wiglaf_fuse::{LockReply, LockRequest, Reply};
 use wiglaf_wire::view::{Ask, FileId, Lock, LockKind, Reply as Told};
 
-use super::{Effect, LockStyle, Session, Waiting, errno, unexpected};
+use super::{Effect, LockStyle, PARKED, Session, Waiting, errno, unexpected};
 
 const F_RDLCK: u32 = 0;
 const F_WRLCK: u32 = 1;
@@ -162,6 +162,10 @@ impl Session {
         let Some((id, _)) = self.by_request.remove(&unique) else {
             return;
         };
+        if id == PARKED {
+            self.unpark(unique);
+            return self.fail(unique, errno::INTR);
+        }
         if let Some(waiting) = self.waiting.get_mut(&id)
             && let Some(asker) = waiting.unique()
         {

@@ -42,6 +42,9 @@ pub const MAX_UNACKNOWLEDGED_BYTES: u64 = 8 << 20;
 const OWN_FIRST: u64 = 1 << 63;
 /// The attribute that holds a file's SELinux label.
 const SELINUX_LABEL: &[u8] = b"security.selinux";
+/// In place of a question's number: the request waits for a listing that was asked for already.
+/// Questions' numbers begin at 1.
+const PARKED: u64 = 0;
 /// A question's owner when it is the view's own.
 const NOBODY: (u32, u32) = (0, 0);
 
