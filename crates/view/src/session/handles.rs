@@ -488,7 +488,7 @@ impl Session {
         &mut self,
         unique: u64,
         who: (u32, u32),
-        (_, handle): (u64, u64),
+        handle: u64,
         offset: u64,
         whence: u32,
     ) {

@@ -157,7 +157,7 @@ impl Session {
                 handle,
                 offset,
                 whence,
-            } => self.seek(unique, who, (node, *handle), *offset, *whence),
+            } => self.seek(unique, who, *handle, *offset, *whence),
             Operation::Copy {
                 from_handle,
                 from_offset,
