@@ -1,30 +1,31 @@
-//! Builds the ghost (`ghost/`), a program without a C library, for the target's architecture.
+//! Builds the programs without a C library (the ghost in `ghost/`, the shim in `shim/`, what
+//! they share in `bare/`) for the target's architecture.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+/// Each is a folder here with a `main.rs`, and the file of that name in `OUT_DIR`.
+const PROGRAMS: [&str; 2] = ["ghost", "shim"];
+
 fn main() -> ExitCode {
-    println!("cargo::rerun-if-changed=ghost");
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=bare");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let target = env::var("TARGET").expect("cargo sets TARGET");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-
-    // rustup's own linker knows every architecture; a distribution's rustc may come without it
-    // and has a C compiler's to use.
-    let mut complaints = String::new();
-    for linker in [Linker::Rust, Linker::C] {
-        match build(&root, &out.join("ghost"), &target, linker) {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(complaint) => complaints.push_str(&complaint),
+    let mut code = ExitCode::SUCCESS;
+    for program in PROGRAMS {
+        println!("cargo::rerun-if-changed={program}");
+        if let Err(complaints) = build(&root, program, &out.join(program), &target) {
+            println!("cargo::error=can't build the {program} for {target}");
+            for line in complaints.lines() {
+                println!("cargo::error={line}");
+            }
+            code = ExitCode::FAILURE;
         }
     }
-    println!("cargo::error=can't build the ghost for {target}");
-    for line in complaints.lines() {
-        println!("cargo::error={line}");
-    }
-    ExitCode::FAILURE
+    code
 }
 
 #[derive(Clone, Copy)]
@@ -33,14 +34,33 @@ enum Linker {
     C,
 }
 
-fn build(root: &Path, output: &Path, target: &str, linker: Linker) -> Result<(), String> {
-    let script = root.join("ghost/ghost.ld");
+/// rustup's own linker knows every architecture; a distribution's rustc may come without it
+/// and has a C compiler's to use.
+fn build(root: &Path, program: &str, output: &Path, target: &str) -> Result<(), String> {
+    let mut complaints = String::new();
+    for linker in [Linker::Rust, Linker::C] {
+        match build_with(root, program, output, target, linker) {
+            Ok(()) => return Ok(()),
+            Err(complaint) => complaints.push_str(&complaint),
+        }
+    }
+    Err(complaints)
+}
+
+fn build_with(
+    root: &Path,
+    program: &str,
+    output: &Path,
+    target: &str,
+    linker: Linker,
+) -> Result<(), String> {
+    let script = root.join("bare/bare.ld");
     let script = script.display();
     let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc
-        .arg(root.join("ghost/main.rs"))
-        .args(["--edition=2024", "--crate-name=ghost", "--crate-type=bin"])
-        .args(["--target", target, "-o"])
+        .arg(root.join(program).join("main.rs"))
+        .args(["--edition=2024", "--crate-name", program])
+        .args(["--crate-type=bin", "--target", target, "-o"])
         .arg(output)
         .args(["-Cpanic=abort", "-Copt-level=z", "-Ccodegen-units=1"])
         .args(["-Crelocation-model=static", "-Cforce-unwind-tables=no"])

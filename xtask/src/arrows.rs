@@ -10,12 +10,15 @@ type Row = (&'static str, &'static [&'static str]);
 const ARROWS: &[Row] = &[
     (
         "cli",
-        &["head", "node", "process", "view", "link", "wire", "linux"],
+        &[
+            "head", "node", "process", "view", "build", "link", "wire", "linux",
+        ],
     ),
     ("head", &["process", "view", "link", "wire", "linux"]),
     ("node", &["process", "view", "link", "wire", "linux"]),
     ("process", &["link", "wire", "linux"]),
     ("view", &["fuse", "link", "wire", "linux"]),
+    ("build", &["wire"]),
     ("link", &["wire", "linux"]),
     ("fuse", &["linux"]),
     ("wire", &[]),

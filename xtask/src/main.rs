@@ -9,6 +9,7 @@ mod arrows;
 mod bench;
 mod binary;
 mod ci;
+mod inputs;
 mod packages;
 mod run;
 mod sources;
@@ -28,6 +29,10 @@ enum Task {
     Ci,
     /// Measure something: `cargo xtask bench NAME [ARGS]`
     Bench(bench::Args),
+    /// Fetch real programs to build into target/inputs
+    Inputs(inputs::Args),
+    /// Build inputs here and over a cluster, and compare all files to the byte
+    Compare(inputs::compare::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +40,8 @@ fn main() -> ExitCode {
         None => Cli::command().print_help().map_err(Into::into),
         Some(Task::Ci) => ci::run(),
         Some(Task::Bench(args)) => bench::run(&args),
+        Some(Task::Inputs(args)) => inputs::run(&args),
+        Some(Task::Compare(args)) => inputs::compare::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

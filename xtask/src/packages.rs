@@ -24,16 +24,22 @@ const PACKAGES: &[&str] = &[
 ];
 
 pub(crate) fn install_missing() -> Result<()> {
-    let Some(installed) = installed()? else {
+    install(PACKAGES)?;
+    println!("all {} packages are here", PACKAGES.len());
+    Ok(())
+}
+
+/// Installs those of the packages that are not here.
+pub(crate) fn install(wanted: &[&str]) -> Result<()> {
+    let Some(installed) = installed(wanted)? else {
         println!(
             "dpkg-query is not here, so the packages are taken for granted: {}",
-            PACKAGES.join(" ")
+            wanted.join(" ")
         );
         return Ok(());
     };
-    let missing: Vec<&str> = missing(PACKAGES, &installed);
+    let missing: Vec<&str> = missing(wanted, &installed);
     if missing.is_empty() {
-        println!("all {} packages are here", PACKAGES.len());
         return Ok(());
     }
     let install = format!(
@@ -45,23 +51,32 @@ pub(crate) fn install_missing() -> Result<()> {
             "packages are missing, and neither are we root nor does `sudo -n` work; as root run: {install}"
         );
     };
-    let apt = |args: &[&str]| {
-        let mut words = prefix.to_vec();
-        words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
-        words.extend(args);
-        run::check(Command::new(words[0]).args(&words[1..]))
-    };
-    apt(&["update"])?;
+    apt(prefix, &["update"])?;
     let mut args = vec!["install", "-y", "--no-install-recommends"];
     args.extend(&missing);
-    apt(&args)
+    apt(prefix, &args)
 }
 
-/// What dpkg says of our packages, one `name status` a line; `None` without dpkg.
-fn installed() -> Result<Option<String>> {
+/// Fetches the machine's package lists anew.
+pub(crate) fn update() -> Result<()> {
+    let Some(prefix) = root_prefix()? else {
+        bail!("package lists are missing or old; as root run: apt-get update");
+    };
+    apt(prefix, &["update"])
+}
+
+fn apt(prefix: &[&str], args: &[&str]) -> Result<()> {
+    let mut words = prefix.to_vec();
+    words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+    words.extend(args);
+    run::check(Command::new(words[0]).args(&words[1..]))
+}
+
+/// What dpkg says of these packages, one `name status` a line; `None` without dpkg.
+fn installed(wanted: &[&str]) -> Result<Option<String>> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
-        .args(PACKAGES)
+        .args(wanted)
         .stdin(Stdio::null())
         .output();
     match output {

@@ -10,6 +10,7 @@ use wiglaf_process::deputy::{self, Files, LinkId, NoFiles, Told};
 use wiglaf_process::keeper::{Marks, Outfit};
 use wiglaf_view::watch::{self, Watch};
 use wiglaf_view::{Export, export};
+use wiglaf_wire::id::TaskId;
 use wiglaf_wire::view::Question;
 
 /// A deputy's life, once it has its user's rights.
@@ -72,6 +73,7 @@ impl Served {
             let told = match told {
                 export::Told::Answer(answer) => Told::Answer(answer),
                 export::Told::Changes(changes) => Told::Changes(changes),
+                export::Told::Gifts(gifts) => Told::Gifts(gifts),
             };
             (LinkId(link.0), told)
         }));
@@ -101,6 +103,28 @@ impl Files for Served {
 
     fn deadline(&self) -> Option<Instant> {
         self.export.deadline()
+    }
+
+    fn has_gifts(&self, link: LinkId) -> bool {
+        self.export.has_gifts(export::LinkId(link.0))
+    }
+
+    fn give(&mut self, link: LinkId, out: &mut Vec<(LinkId, Told)>) {
+        self.export.give(export::LinkId(link.0), &mut self.told);
+        self.pass_on(out);
+    }
+
+    fn undo(&mut self, task: TaskId, out: &mut Vec<(LinkId, Told)>) {
+        self.export.undo(task, &mut self.told);
+        self.pass_on(out);
+    }
+
+    fn keep(&mut self, task: TaskId) {
+        self.export.keep_made(task);
+    }
+
+    fn stop_giving(&mut self, link: LinkId) {
+        self.export.stop_giving(export::LinkId(link.0));
     }
 
     fn close(&mut self, link: LinkId) {

@@ -127,6 +127,11 @@ impl Head {
         Ok(self.channel.descriptors().take()?)
     }
 
+    /// The connection before its greeting has been answered: `Done` comes first.
+    pub(crate) fn into_ungreeted_channel(self) -> Channel<Reply, Request> {
+        self.channel
+    }
+
     /// The connection itself, for loops of their own.
     pub(crate) fn into_channel(mut self) -> Result<Channel<Reply, Request>, CommandError> {
         self.finish_greeting()?;

@@ -26,6 +26,7 @@ Examples:
   wiglaf run -w n[1-3] -l hostname   on three nodes, each line with its node's name
   wiglaf run -a -b cat /proc/loadavg on all nodes that are up, equal outputs once
   wiglaf run --tty -w n2 htop        a terminal on n2
+  wiglaf make -j                     an unmodified build, its lines on all nodes
   wiglaf ps                          the processes on all nodes; `wiglaf kill PID` signals one
   wiglaf nodes                       the nodes and their states
   wiglaf doctor                      whether this machine can be a head, and what to do about it";
@@ -44,6 +45,8 @@ enum Command {
     Up(commands::up::Args),
     Down(commands::down::Args),
     Run(commands::run::Args),
+    Make(commands::make::MakeArgs),
+    Build(commands::make::BuildArgs),
     Ps(commands::ps::Args),
     Kill(commands::kill::Args),
     Jobs(commands::jobs::Args),
@@ -77,6 +80,8 @@ fn main() -> ExitCode {
         Command::Up(args) => commands::up::run(&args),
         Command::Down(args) => commands::down::run(&args),
         Command::Run(args) => commands::run::run(args),
+        Command::Make(args) => commands::make::run_make(args),
+        Command::Build(args) => commands::make::run_build(args),
         Command::Ps(args) => commands::ps::run(&args),
         Command::Kill(args) => commands::kill::run(&args),
         Command::Jobs(args) => commands::jobs::run(&args),

@@ -21,8 +21,8 @@ fn the_first_page() {
 #[test]
 fn every_command() {
     for name in [
-        "demo", "up", "down", "run", "ps", "kill", "jobs", "wait", "logs", "cp", "nodes", "node",
-        "view", "doctor", "init", "head",
+        "demo", "up", "down", "run", "make", "build", "ps", "kill", "jobs", "wait", "logs", "cp",
+        "nodes", "node", "view", "doctor", "init", "head",
     ] {
         insta::assert_snapshot!(name, help(&[name]));
     }

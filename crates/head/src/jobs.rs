@@ -119,6 +119,8 @@ pub struct Job {
     pub detached: bool,
     /// It has its nodes for itself.
     pub exclusive: bool,
+    /// Its client wants to be told how each task ends.
+    pub follow: bool,
 }
 
 impl Job {
@@ -143,6 +145,9 @@ impl Job {
     /// The environment that tells a task where it is in its job.
     pub fn spec_for(&self, task: &Task, node: &str) -> LaunchSpec {
         let mut spec = self.spec.clone();
+        if self.follow {
+            return spec;
+        }
         let facts = [
             ("WIGLAF_NODE", node.to_owned()),
             ("WIGLAF_JOB", self.id.to_string()),
@@ -189,6 +194,8 @@ pub struct TaskRecord {
     pub detached: bool,
     /// Its job has its nodes for itself.
     pub exclusive: bool,
+    /// Its client wanted to be told how it ends.
+    pub follow: bool,
 }
 
 impl TaskRecord {
@@ -208,6 +215,7 @@ impl TaskRecord {
             deadline_ms: job.deadline_ms,
             detached: job.detached,
             exclusive: job.exclusive,
+            follow: job.follow,
         }
     }
 
@@ -235,6 +243,7 @@ impl TaskRecord {
             timed_out: false,
             detached: self.detached,
             exclusive: self.exclusive,
+            follow: self.follow,
         }
     }
 

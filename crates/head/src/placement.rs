@@ -110,6 +110,9 @@ fn choose(
     if let Some(wait) = busy(&mut usable, selection) {
         return Ok(wait);
     }
+    if let Some(wait) = short_of_memory(&mut usable, selection) {
+        return Ok(wait);
+    }
     if !picks || selection.node_count.is_some() {
         usable.sort_by_key(|node| (free_rank(node), node.id));
     }
@@ -190,6 +193,29 @@ fn busy(usable: &mut Vec<&Node>, selection: &NodeSelection) -> Option<Placement>
     usable
         .is_empty()
         .then(|| Placement::Wait("all nodes are taken".into()))
+}
+
+/// Takes out nodes that have less memory available than a task is expected to need; waits when
+/// tasks that run there may give it back. What no node could ever have goes where most is.
+fn short_of_memory(usable: &mut Vec<&Node>, selection: &NodeSelection) -> Option<Placement> {
+    let wanted = selection.memory_kib?;
+    if selection.nodes.is_some() && !selection.all {
+        return None;
+    }
+    // A node that has not told yet is taken to have enough.
+    let has_it = |node: &&Node| node.available_kib == 0 || node.available_kib >= wanted;
+    if usable.iter().any(has_it) {
+        usable.retain(has_it);
+        return None;
+    }
+    let may_have_it = |node: &&Node| !node.tasks.is_empty() && node.machine.memory_kib >= wanted;
+    if usable.iter().any(may_have_it) {
+        let reason = format!("no node has {wanted} KiB of memory available");
+        return Some(Placement::Wait(reason));
+    }
+    let most = usable.iter().map(|node| node.available_kib).max();
+    usable.retain(|node| Some(node.available_kib) == most);
+    None
 }
 
 fn unusable(node: &Node, asker: Asker<'_>) -> Option<Refusal> {
@@ -330,6 +356,7 @@ mod tests {
             task_count: None,
             exclusive: false,
             now: false,
+            memory_kib: None,
         }
     }
 
@@ -414,6 +441,26 @@ mod tests {
             panic!("placed")
         };
         assert_eq!(refusal.message, "there is no node n9");
+    }
+
+    #[test]
+    fn memory_is_found_waited_for_or_done_without() {
+        let mut nodes = table(2);
+        for (id, available, total) in [(1, 100, 1000), (2, 500, 800)] {
+            let node = nodes.get_mut(NodeId(id)).unwrap();
+            node.available_kib = available;
+            node.machine.memory_kib = total;
+        }
+        occupy(&mut nodes, 2, 1);
+        let mut wish = selection(None);
+        let mut with = |nodes: &NodeTable, kib| {
+            wish.memory_kib = Some(kib);
+            place(nodes, USER, &wish)
+        };
+        assert_eq!(with(&nodes, 50), Placement::Placed(vec![NodeId(1)]));
+        assert_eq!(with(&nodes, 400), Placement::Placed(vec![NodeId(2)]));
+        assert!(matches!(with(&nodes, 600), Placement::Wait(_)));
+        assert_eq!(with(&nodes, 5000), Placement::Placed(vec![NodeId(2)]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
 //! How the processes of a cluster reach each other: an epoll loop, framed Unix sockets that
-//! carry descriptors, framed TLS over TCP, and the certificates that TLS runs on.
+//! carry descriptors, framed TLS over TCP with compression, and the certificates that TLS runs on.
 //!
 //! Everything here is non-blocking and knows nothing of what the messages mean. Why there is no
 //! async runtime: `docs/adr/0002-epoll-loops.md`.
@@ -10,10 +10,11 @@ mod inbox;
 mod poll;
 mod tls;
 mod trust;
+mod zip;
 
 pub use channel::{Channel, Descriptors};
 pub use poll::{Interest, Poll, Ready, Token};
-pub use tls::{TlsLink, peek_server_name};
+pub use tls::{TlsLink, Traffic, peek_server_name};
 pub use trust::{
     AgentIdentity, Authority, JoinToken, KeyPair, NodeIdentity, Role, TokenError, TrustError,
     client_config, joining_config, server_config, server_name,

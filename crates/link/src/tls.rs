@@ -19,9 +19,11 @@ use rustls::unbuffered::{
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use wiglaf_wire::frame::{self, DataHeader, Frame};
+use wiglaf_linux::tcp;
+use wiglaf_wire::frame::{self, Compression, DataHeader, Frame};
 
 use crate::inbox::{Inbox, READ_BYTES, Wear};
+use crate::zip::{Gauge, Kind, Way, Zipper};
 use crate::{LinkError, MAX_QUEUED_BYTES};
 
 /// Longest ClientHello that is looked at before a connection is given up.
@@ -36,6 +38,9 @@ const RECORD_EXTRA_BYTES: usize = 64;
 const ENCRYPT_BYTES: usize = 128 << 10;
 /// A list of messages that grew beyond this is not kept.
 const KEEP_BYTES: usize = 32 << 10;
+/// Room for a read where the one before did not fill its own: most links carry little, and making
+/// room for bulk data again and again costs more than reading it.
+const FIRST_READ_BYTES: usize = 32 << 10;
 
 /// One end of a TLS conversation that receives `In` and sends `Out`.
 pub struct TlsLink<In, Out> {
@@ -48,8 +53,26 @@ pub struct TlsLink<In, Out> {
     outgoing: Buffer,
     /// Ciphertext that is not yet a whole record.
     incoming: Buffer,
+    zipper: Zipper,
+    gauge: Gauge,
+    traffic: Traffic,
+    /// The last read had no room for more.
+    is_busy: bool,
     peer_closed: bool,
     conversation: PhantomData<fn(Out) -> In>,
+}
+
+/// What has gone over a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Frames that were sent, as if none had been compressed.
+    pub sent_content_bytes: u64,
+    /// What the socket took for them: compressed, encrypted, with the handshake.
+    pub sent_wire_bytes: u64,
+    /// Frames that have arrived, as if none had been compressed.
+    pub received_content_bytes: u64,
+    /// What came from the socket for them.
+    pub received_wire_bytes: u64,
 }
 
 enum Session {
@@ -111,6 +134,10 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
             plain: Vec::new(),
             outgoing: Buffer::default(),
             incoming: Buffer::default(),
+            is_busy: false,
+            zipper: Zipper::default(),
+            gauge: Gauge::default(),
+            traffic: Traffic::default(),
             peer_closed: false,
             conversation: PhantomData,
         })
@@ -131,12 +158,48 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
         }
     }
 
+    /// Says when both sides shall compress what they send: the side that dialled knows its wire.
+    /// The other one must heed it ([`TlsLink::heed_compression`]).
+    pub fn offer_compression(&mut self, compression: Compression) {
+        self.inbox.set_compression(compression);
+        self.plain
+            .extend_from_slice(&frame::compression_frame(compression));
+    }
+
+    /// Lets the side that dialled say whether frames are compressed, and takes them then. Only
+    /// for peers that have to show a certificate: what is compressed costs more to read (S1).
+    pub fn heed_compression(&mut self) {
+        self.inbox.heed_offer();
+    }
+
+    /// What has gone over it so far.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            received_content_bytes: self.inbox.content_bytes(),
+            ..self.traffic
+        }
+    }
+
     /// Queues a message for the next [`TlsLink::flush`]. Many small messages share one record.
     ///
     /// # Errors
     /// The message is too long, or the peer does not read.
     pub fn queue(&mut self, message: &Out) -> Result<(), LinkError> {
+        let start = self.plain.len();
         frame::put_message(&mut self.plain, message)?;
+        self.traffic.sent_content_bytes += (self.plain.len() - start) as u64;
+        let content = &self.plain[start + frame::MESSAGE_PREFIX_BYTES..];
+        let length = content.len();
+        let how = (self.inbox.compression(), Kind::Message);
+        let waiting = start + self.outgoing.filled().len();
+        let way = || way(&self.socket, &mut self.gauge, waiting);
+        if self.zipper.zip(how, content, way) {
+            let zipped = self.zipper.zipped();
+            self.plain.truncate(start);
+            let prefix = frame::zipped_message_prefix(length, zipped.len());
+            self.plain.extend_from_slice(&prefix);
+            self.plain.extend_from_slice(zipped);
+        }
         self.check_bound()
     }
 
@@ -145,24 +208,40 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// # Errors
     /// The peer does not read, or the connection is over.
     pub fn queue_data(&mut self, header: DataHeader, data: &[u8]) -> Result<(), LinkError> {
-        self.plain
-            .extend_from_slice(&frame::data_prefix(header, data.len()));
-        if data.len() < RECORD_PLAIN_BYTES || self.is_handshaking() {
-            self.plain.extend_from_slice(data);
+        let prefix = frame::data_prefix(header, data.len());
+        self.traffic.sent_content_bytes += (prefix.len() + data.len()) as u64;
+        let how = (self.inbox.compression(), Kind::Data);
+        let waiting = self.queued_bytes();
+        let mut zipper = std::mem::take(&mut self.zipper);
+        let result = if zipper.zip(how, data, || way(&self.socket, &mut self.gauge, waiting)) {
+            let prefix = frame::zipped_data_prefix(header, data.len(), zipper.zipped().len());
+            self.put(&prefix, zipper.zipped())
         } else {
-            // Full records are made from where the bytes are; what is left over shares its record
-            // with what comes next.
-            let fill = RECORD_PLAIN_BYTES.saturating_sub(self.plain.len() % RECORD_PLAIN_BYTES);
-            let (first, rest) = data.split_at(fill.min(data.len()));
-            self.plain.extend_from_slice(first);
-            self.encrypt_plain()?;
-            let whole = rest.len() - rest.len() % RECORD_PLAIN_BYTES;
-            for piece in rest[..whole].chunks(ENCRYPT_BYTES) {
-                self.turn(piece)?;
-            }
-            self.plain.extend_from_slice(&rest[whole..]);
-        }
+            self.put(&prefix, data)
+        };
+        self.zipper = zipper;
+        result?;
         self.check_bound()
+    }
+
+    fn put(&mut self, prefix: &[u8], bytes: &[u8]) -> Result<(), LinkError> {
+        self.plain.extend_from_slice(prefix);
+        if bytes.len() < RECORD_PLAIN_BYTES || self.is_handshaking() {
+            self.plain.extend_from_slice(bytes);
+            return Ok(());
+        }
+        // Full records are made from where the bytes are; what is left over shares its record
+        // with what comes next.
+        let fill = RECORD_PLAIN_BYTES.saturating_sub(self.plain.len() % RECORD_PLAIN_BYTES);
+        let (first, rest) = bytes.split_at(fill.min(bytes.len()));
+        self.plain.extend_from_slice(first);
+        self.encrypt_plain()?;
+        let whole = rest.len() - rest.len() % RECORD_PLAIN_BYTES;
+        for piece in rest[..whole].chunks(ENCRYPT_BYTES) {
+            self.turn(piece)?;
+        }
+        self.plain.extend_from_slice(&rest[whole..]);
+        Ok(())
     }
 
     /// Sends a message, or queues what the socket does not take at once.
@@ -224,7 +303,10 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     fn write_outgoing(&mut self) -> Result<(), LinkError> {
         while !self.outgoing.filled().is_empty() {
             match rustix::net::send(&self.socket, self.outgoing.filled(), SendFlags::NOSIGNAL) {
-                Ok(sent) => self.outgoing.take(sent),
+                Ok(sent) => {
+                    self.outgoing.take(sent);
+                    self.traffic.sent_wire_bytes += sent as u64;
+                }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(LinkError::Closed),
@@ -242,7 +324,13 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
         if self.peer_closed {
             return Err(LinkError::Closed);
         }
-        let room = self.incoming.room(READ_BYTES);
+        let size = if self.is_busy {
+            READ_BYTES
+        } else {
+            FIRST_READ_BYTES
+        };
+        self.is_busy = false;
+        let room = self.incoming.room(size);
         let read = match rustix::net::recv(&self.socket, room, RecvFlags::empty()) {
             Ok((0, _)) => return Err(LinkError::Closed),
             Ok((read, _)) => read,
@@ -251,6 +339,8 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
             Err(errno) => return Err(errno.into()),
         };
         self.incoming.fill(read);
+        self.is_busy = read == size;
+        self.traffic.received_wire_bytes += read as u64;
         let was_handshaking = self.is_handshaking();
         let turned = self.turn(&[]);
         if turned.is_err() {
@@ -266,6 +356,11 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
             self.flush()?;
         }
         Ok(true)
+    }
+
+    /// Whether the last read may have left something behind.
+    pub fn may_have_more(&self) -> bool {
+        self.is_busy
     }
 
     /// Lets TLS go on: opens the records that have arrived, makes those that it wants to send,
@@ -308,6 +403,16 @@ impl<In: DeserializeOwned, Out: Serialize> TlsLink<In, Out> {
     /// The peer broke the protocol.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_, In>>, LinkError> {
         Ok(self.inbox.next()?)
+    }
+}
+
+/// What lies before a frame that is queued behind `waiting` bytes here.
+fn way(socket: &OwnedFd, gauge: &mut Gauge, waiting: usize) -> Way {
+    // A socket that can't be asked is one of a test.
+    let way = tcp::way(socket).unwrap_or_default();
+    Way {
+        bytes_per_s: gauge.read(way),
+        waiting_bytes: way.unsent_bytes + waiting as u64,
     }
 }
 

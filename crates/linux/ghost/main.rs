@@ -7,9 +7,7 @@
 #![no_std]
 #![no_main]
 
-#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
-#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
-mod arch;
+#[path = "../bare/sys.rs"]
 mod sys;
 mod terminal;
 
@@ -36,7 +34,7 @@ const MODE_RAW: u8 = 2;
 
 /// Called by `_start` with the initial stack: argc, argv, null, environment.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ghost_main(stack: *const *const u8) -> ! {
+unsafe extern "C" fn program_main(stack: *const *const u8) -> ! {
     // SAFETY: the kernel puts argv behind argc, null-terminated.
     unsafe { sys::set_name(basename(*stack.add(1))) };
     sys::close(1);

@@ -97,6 +97,16 @@ impl Group {
         self.mark(file, libc::FAN_MARK_REMOVE, OPEN)
     }
 
+    /// The numbers (`st_dev`, but for btrfs) of the file systems that are watched. A mark goes
+    /// with its file system, before another one can have the number.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn marked_file_systems(&self) -> Result<Vec<u64>, std::io::Error> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        Ok(text.lines().filter_map(marked_file_system).collect())
+    }
+
     fn mark(&self, file: BorrowedFd<'_>, flags: u32, mask: u64) -> Result<(), Errno> {
         // A descriptor of `O_PATH` itself is not taken.
         let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
@@ -119,6 +129,16 @@ impl Group {
         let length = rustix::io::read(&self.0, &mut *buffer)?;
         Ok(&buffer[..length])
     }
+}
+
+/// `fanotify sdev:fe00001 mflags:0 mask:…`: the number is the kernel's own form. Marks of files
+/// and mounts begin otherwise.
+fn marked_file_system(line: &str) -> Option<u64> {
+    const MINOR_BITS: u32 = 20;
+    let device = line.strip_prefix("fanotify sdev:")?.split(' ').next()?;
+    let device = u32::from_str_radix(device, 16).ok()?;
+    let (major, minor) = (device >> MINOR_BITS, device & ((1 << MINOR_BITS) - 1));
+    Some(rustix::fs::makedev(major, minor))
 }
 
 impl AsFd for Group {

@@ -19,6 +19,8 @@ pub struct ProcessStatus {
     pub gids: [u32; 4],
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// The file mode creation mask.
+    pub umask: u32,
     /// Whether an exec can't raise its rights.
     pub no_new_privs: bool,
     /// The seccomp mode: 0 none, 1 strict, 2 filtered.
@@ -123,6 +125,9 @@ fn parse_status(text: &str) -> Result<ProcessStatus, &'static str> {
         uids: four(text, "Uid")?,
         gids: four(text, "Gid")?,
         groups: numbers(text, "Groups").ok_or("Groups")?,
+        umask: line(text, "Umask")
+            .and_then(|value| u32::from_str_radix(value, 8).ok())
+            .ok_or("Umask")?,
         no_new_privs: number::<u32>(text, "NoNewPrivs")? != 0,
         // Absent from kernels that are built without it.
         seccomp: number(text, "Seccomp").unwrap_or(0),
@@ -171,13 +176,14 @@ mod tests {
 
     #[test]
     fn a_status_is_understood() {
-        let text = "Name:\ta Uid: 9\nTgid:\t7\nPPid:\t3\nTracerPid:\t0\nUid:\t1\t2\t3\t4\n\
+        let text = "Name:\ta Uid: 9\nUmask:\t0027\nTgid:\t7\nPPid:\t3\nTracerPid:\t0\nUid:\t1\t2\t3\t4\n\
                     Gid:\t5\t6\t7\t8\nGroups:\t \nThreads:\t2\nSigBlk:\t0000000000000001\n\
                     SigIgn:\t0000000000001000\nSigCgt:\t0000000000000000\nNoNewPrivs:\t1\n\
                     Seccomp:\t2\n";
         let status = parse_status(text).expect("a whole status");
         assert_eq!(status.uids, [1, 2, 3, 4]);
         assert_eq!(status.gids, [5, 6, 7, 8]);
+        assert_eq!(status.umask, 0o027);
         assert!(status.groups.is_empty() && status.no_new_privs);
         assert!(status.blocked.contains(libc::SIGHUP));
         assert!(status.ignored.contains(libc::SIGPIPE));

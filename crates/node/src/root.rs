@@ -17,9 +17,11 @@ use wiglaf_linux::namespace::{NamespaceFlags, unshare};
 use wiglaf_view::Bounds;
 
 mod pass_through;
+mod private;
 
 pub use pass_through::{PassThrough, PassThroughError};
 use pass_through::{Passed, Taken};
+pub(crate) use private::{PrivateRoot, Shared, private_places};
 
 /// Where the new root is put together before it becomes `/`: any directory that all machines
 /// have. What it shows meanwhile only the thread at work sees.
@@ -70,6 +72,13 @@ pub enum RootError {
     Thread(#[source] io::Error),
 }
 
+impl RootError {
+    /// Whether the kernel has no overlays, or none for us.
+    pub(crate) fn is_about_overlays(&self) -> bool {
+        matches!(self, RootError::Step { action, .. } if *action == MOUNT_OVERLAY)
+    }
+}
+
 fn reason(action: &str, errno: Errno) -> &'static str {
     if errno == Errno::PERM && action == MOUNT_PROC {
         " (a container hides parts of /proc from this process: run outside of it, or with \
@@ -79,6 +88,7 @@ fn reason(action: &str, errno: Errno) -> &'static str {
     }
 }
 
+const MOUNT_OVERLAY: &str = "mount an overlay at";
 const MOUNT_PROC: &str = "mount a fresh process list at";
 
 /// A prepared mount namespace. It lives as long as the descriptor or a task in it does.
@@ -173,6 +183,16 @@ impl OwnDirectories {
         self.at.join("dev/pts")
     }
 
+    /// Whether something of the node's own stands at or in a directory, or on the way to it.
+    fn covers(&self, directory: &str) -> bool {
+        let mut names = self.names().into_iter();
+        let top = directory.split('/').next();
+        let directory = Path::new("/").join(directory);
+        let mut deep = self.covered();
+        names.any(|name| top == Some(&name))
+            || deep.any(|path| path.starts_with(&directory) || directory.starts_with(path))
+    }
+
     /// A new directory for a view to be mounted on.
     pub(crate) fn place(&self, name: &str) -> Result<PathBuf, RootError> {
         let path = Path::new(STAGE).join(name);
@@ -202,6 +222,11 @@ impl TaskRoot {
 
 fn surround(view: &Path, own: &OwnDirectories) -> Result<TaskRoot, RootError> {
     unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
+    enter_for_good(&bind_own(view, own)?)
+}
+
+/// Puts the node's own directories into a view, and makes it the working directory.
+fn bind_own(view: &Path, own: &OwnDirectories) -> Result<OwnedFd, RootError> {
     let root = rustix::fs::open(
         view,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -213,7 +238,7 @@ fn surround(view: &Path, own: &OwnDirectories) -> Result<TaskRoot, RootError> {
         mount_bind_recursive(own.at.join(name), *name).map_err(step("bind", name))?;
     }
     own.passed.show(&root)?;
-    enter_for_good(&root)
+    Ok(root)
 }
 
 fn enter_for_good(root: &OwnedFd) -> Result<TaskRoot, RootError> {
@@ -234,9 +259,9 @@ pub fn mount_own_proc() -> Result<(), RootError> {
 
 /// A thread, since a mount namespace belongs to one: the caller keeps its own, and nothing has
 /// to be undone after a failure.
-fn in_own_thread(
-    work: impl FnOnce() -> Result<TaskRoot, RootError> + Send,
-) -> Result<TaskRoot, RootError> {
+fn in_own_thread<T: Send>(
+    work: impl FnOnce() -> Result<T, RootError> + Send,
+) -> Result<T, RootError> {
     thread::scope(|scope| {
         let worker = thread::Builder::new()
             .name("task root".into())

@@ -121,7 +121,10 @@ fn deputy(outfit: Outfit) -> ! {
 
 /// Has the keeper look at the mount table again.
 fn look(keeper: &OwnedFd, number: u64) -> Result<usize, Failure> {
-    let packet = postcard::to_allocvec(&Look { number })?;
+    let packet = postcard::to_allocvec(&Look {
+        number,
+        watched: Vec::new(),
+    })?;
     rustix::net::send(keeper, &packet, SendFlags::empty())?;
     let mut packet = vec![0; MAX_PACKET_BYTES];
     let (length, _) = rustix::net::recv(keeper, &mut packet[..], RecvFlags::empty())?;

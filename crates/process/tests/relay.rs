@@ -9,10 +9,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use relay_rig::{PIPES, Rig, collect, noise, pipe, task};
+use relay_rig::{DEPUTY, PIPES, Rig, collect, noise, pipe, task};
 use rustix::fs::OFlags;
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
+use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::NodeId;
 use wiglaf_wire::launch::StdioKind;
 
@@ -45,6 +46,33 @@ fn bulk_data_passes_through_cat_unchanged() {
     rig.detach(task(0));
     assert!(received.join().unwrap() == sent);
     assert_eq!(errors.join().unwrap(), b"");
+}
+
+#[test]
+fn text_travels_compressed_both_ways() {
+    for (compression, is_short) in [(Compression::Always, true), (Compression::Never, false)] {
+        let mut rig = Rig::new();
+        rig.relay.set_compression(compression);
+        let ((input, to), (from, output), (errors, error)) = (pipe(), pipe(), pipe());
+        rig.attach(task(0), PIPES, vec![input, output, error]);
+        let child = rig.start(task(0), PIPES, &["cat"]);
+        let sent = b"what is read again and again\n".repeat(8 * MIB / 29);
+        let feeder = feed(to, sent.clone());
+        let (received, errors) = (collect(from), collect(errors));
+        assert!(rig.finish(task(0), child).success());
+        feeder.join().unwrap().unwrap();
+        let traffic = rig.relay.traffic(DEPUTY).unwrap();
+        for (content, wire) in [
+            (traffic.sent_content_bytes, traffic.sent_wire_bytes),
+            (traffic.received_content_bytes, traffic.received_wire_bytes),
+        ] {
+            assert!(content >= sent.len() as u64);
+            assert_eq!(wire < content / 4, is_short, "{traffic:?}");
+        }
+        rig.detach(task(0));
+        assert!(received.join().unwrap() == sent);
+        assert_eq!(errors.join().unwrap(), b"");
+    }
 }
 
 #[test]

@@ -154,8 +154,10 @@ impl World {
                 task_count,
                 exclusive: self.rng.chance(5),
                 now: false,
+                memory_kib: None,
             },
             spec: LaunchSpec {
+                program: None,
                 argv: vec![b"true".to_vec()],
                 env: vec![],
                 cwd: b"/".to_vec(),
@@ -166,9 +168,13 @@ impl World {
                 stdio: [StdioKind::Relayed; 3],
                 window: WindowSize::default(),
                 leave: self.rng.chance(10),
+                private_tmp: false,
+            undo: false,
+            host_name: None,
             },
             timeout_ms,
             detach: false,
+            follow: false,
         }
     }
 

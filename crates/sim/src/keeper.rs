@@ -461,8 +461,10 @@ impl World {
             }
             ToDeputy::Identity { .. }
             | ToDeputy::Link
+            | ToDeputy::Undo { .. }
             | ToDeputy::AllowCheck { .. }
-            | ToDeputy::WindowChanged { .. } => {}
+            | ToDeputy::WindowChanged { .. }
+            | ToDeputy::Fenced { .. } => {}
         }
     }
 

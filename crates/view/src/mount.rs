@@ -9,7 +9,8 @@ use wiglaf_fuse::{
     BUFFER_BYTES, Device, DeviceError, Errno, InitReply, MountError, Notification, Notifier,
     Operation, Options, Reply, Request,
 };
-use wiglaf_wire::view::{Answer, Change, Question};
+use wiglaf_wire::id::TaskId;
+use wiglaf_wire::view::{Answer, Change, Gift, Question};
 
 use crate::session::{Bounds, Effect, Session, Statistics};
 
@@ -97,8 +98,21 @@ pub enum Outcome {
 /// it itself.
 pub type Witness = fn(u32) -> Option<u64>;
 
+/// Of which task a process is, if what that makes anew may have to be undone.
+pub type Makers = Box<dyn Fn(u32) -> Option<TaskId> + Send>;
+
+fn makes_something(operation: &Operation<'_>) -> bool {
+    matches!(
+        operation,
+        Operation::Create { .. }
+            | Operation::MakeDirectory { .. }
+            | Operation::MakeNode { .. }
+            | Operation::Symlink { .. }
+            | Operation::Link { .. }
+    )
+}
+
 /// A mounted view. Dropping it unmounts.
-#[derive(Debug)]
 pub struct ViewMount {
     session: Session,
     device: Arc<Device>,
@@ -111,8 +125,18 @@ pub struct ViewMount {
     after_notices: VecDeque<(u64, AfterNotices)>,
     next_token: u64,
     witness: Witness,
+    makers: Option<Makers>,
     can_expire: bool,
     gone: bool,
+}
+
+impl std::fmt::Debug for ViewMount {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("ViewMount")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -156,6 +180,7 @@ impl ViewMount {
             after_notices: VecDeque::new(),
             next_token: 0,
             witness,
+            makers: None,
             can_expire: false,
             gone: false,
         })
@@ -248,9 +273,19 @@ impl ViewMount {
                 let pid = self.session.asker(unique).unwrap_or(0);
                 self.outcomes.push(Outcome::Interrupted { unique, pid });
             }
+            if let Some(makers) = &self.makers
+                && makes_something(&request.operation)
+            {
+                self.session.set_maker(makers(request.pid));
+            }
             self.session.request(now, &request);
             self.carry_out();
         }
+    }
+
+    /// Finds tasks whose making is to be undone if the cluster fails them, by their processes.
+    pub fn set_makers(&mut self, makers: Makers) {
+        self.makers = Some(makers);
     }
 
     /// The deputy answers.
@@ -262,6 +297,30 @@ impl ViewMount {
     /// The deputy tells changes.
     pub fn changed(&mut self, now: u64, changes: Vec<Change>) {
         self.session.changed(now, changes);
+        self.carry_out();
+    }
+
+    /// The deputy gives.
+    pub fn given(&mut self, now: u64, gifts: Vec<Gift>) {
+        self.session.given(now, gifts);
+        self.carry_out();
+    }
+
+    /// See [`Session::expect`].
+    pub fn expect(&mut self, paths: Vec<Vec<u8>>) {
+        self.session.expect(paths);
+        self.carry_out();
+    }
+
+    /// See [`Session::tell_uses`].
+    pub fn tell_uses(&mut self) {
+        self.session.tell_uses();
+        self.carry_out();
+    }
+
+    /// See [`Session::drop_unused`].
+    pub fn drop_unused(&mut self) {
+        self.session.drop_unused();
         self.carry_out();
     }
 

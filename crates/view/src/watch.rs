@@ -4,7 +4,9 @@
 //! Reading until there is nothing left is exact: a change that was complete before is among the
 //! events. What this process does itself is not told, since who does it knows.
 
-use std::collections::HashMap;
+mod mounts;
+
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,14 +17,17 @@ use rustix::net::{RecvFlags, SendFlags};
 use wiglaf_linux::fanotify::{self, Group, MalformedEvent, Record, RecordKind};
 use wiglaf_linux::handle::{self, FileHandle};
 use wiglaf_linux::lease;
+use wiglaf_linux::mountinfo::MOUNTS;
 use wiglaf_wire::marks::{FileSystem, Look, MAX_PACKET_BYTES, Marked};
+
+pub use self::mounts::Mounts;
+pub(crate) use self::mounts::Points;
 
 /// Room for the events of one read.
 const READ_BYTES: usize = 64 << 10;
 /// Most reads without a pause; then everything may have changed, and has, nearly.
 const MAX_READS: usize = 4096;
 
-const MOUNTS: &str = "/proc/self/mountinfo";
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -51,13 +56,14 @@ pub struct Watch {
     readiness: OwnedFd,
     /// The mount table once more, for `readiness`: each description tells of a change once.
     _mounts_again: OwnedFd,
-    /// What events call each device's file system.
-    file_systems: HashMap<u64, [u8; 8]>,
+    /// By `st_dev`: each has had its mark since it is here.
+    file_systems: HashMap<u64, FileSystem>,
     /// The number of the last [`Look`], and of the last one that was answered.
     asked: u64,
     answered: u64,
     has_to_ask: bool,
-    is_lost: bool,
+    /// The mount table has changed, and nobody was told yet.
+    is_remounted: bool,
     own_pid: i32,
     buffer: Vec<u8>,
 }
@@ -88,7 +94,10 @@ pub enum Event {
         /// The name.
         name: Vec<u8>,
     },
-    /// Anything may have changed: events were lost, or something was mounted or unmounted.
+    /// Something was mounted, moved or unmounted: names may lead elsewhere, and some file systems
+    /// may have gone.
+    Remounted(Mounts),
+    /// Anything may have changed: events were lost.
     Lost,
 }
 
@@ -122,7 +131,7 @@ impl Watch {
             asked: 0,
             answered: 0,
             has_to_ask: false,
-            is_lost: false,
+            is_remounted: false,
             own_pid: rustix::process::getpid().as_raw_nonzero().get(),
             buffer: vec![0; READ_BYTES],
         })
@@ -147,10 +156,16 @@ impl Watch {
 
     /// Tells everything that was complete before the call and has not been told.
     pub fn drain(&mut self, each: &mut dyn FnMut(Event)) {
-        self.look_at_mounts();
+        self.notice_mounts();
+        let remounted = std::mem::take(&mut self.is_remounted).then(|| self.look_at_mounts());
         self.hear_keeper();
-        let lost = std::mem::take(&mut self.is_lost);
-        if self.drain_group(each) || lost {
+        let mut lost = self.drain_group(each);
+        match remounted {
+            Some(Ok(mounts)) => each(Event::Remounted(mounts)),
+            Some(Err(_)) => lost = true,
+            None => {}
+        }
+        if lost {
             each(Event::Lost);
         }
     }
@@ -159,7 +174,7 @@ impl Watch {
     /// will say when it changes.
     pub fn key(&mut self, file: BorrowedFd<'_>) -> Option<FileKey> {
         let device = rustix::fs::fstat(file).ok()?.st_dev;
-        let fsid = *self.file_systems.get(&device)?;
+        let fsid = self.file_systems.get(&device)?.fsid;
         let handle = handle::handle_of(file).ok()?;
         self.is_sure().then(|| FileKey::of_handle(fsid, &handle))
     }
@@ -168,37 +183,59 @@ impl Watch {
     pub fn key_at(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Option<FileKey> {
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let device = rustix::fs::statat(directory, name, flags).ok()?.st_dev;
-        let fsid = *self.file_systems.get(&device)?;
+        let fsid = self.file_systems.get(&device)?.fsid;
         let handle = handle::handle_at(directory, name).ok()?;
         self.is_sure().then(|| FileKey::of_handle(fsid, &handle))
     }
 
-    /// Whether the mount table is the one of which the keeper has spoken. Asked after a file was
+    /// Whether devices are those that had their marks when it was looked last: another one can
+    /// have the number of one that is gone only when it has been mounted. Asked after a file was
     /// looked at, so that what was seen of it is good.
     fn is_sure(&mut self) -> bool {
-        self.look_at_mounts();
-        self.asked == self.answered
+        self.notice_mounts();
+        !self.is_remounted
     }
 
-    /// A file system that was mounted since may be without a mark, though one of the same
-    /// numbers had one. What was told is not wrong for that, but a path may lead elsewhere.
-    fn look_at_mounts(&mut self) {
+    fn notice_mounts(&mut self) {
         let mut fds = [PollFd::new(&self.mounts, PollFlags::PRI)];
-        if matches!(poll(&mut fds, Some(&AT_ONCE)), Ok(0)) {
-            return;
-        }
-        self.is_lost = true;
+        self.is_remounted |= !matches!(poll(&mut fds, Some(&AT_ONCE)), Ok(0));
+    }
+
+    /// What is mounted now. A file system that has kept its mark has been watched all the time:
+    /// the keeper makes none for a number that is known here, and a mark goes with its file
+    /// system.
+    fn look_at_mounts(&mut self) -> std::io::Result<Mounts> {
         self.asked += 1;
+        let marked = self.group.marked_file_systems().unwrap_or_default();
+        let marked: BTreeSet<u64> = marked.into_iter().collect();
+        let mut gone = Vec::new();
+        self.file_systems.retain(|device, one| {
+            let stays = marked.contains(&one.superblock);
+            if !stays {
+                gone.push(*device);
+            }
+            stays
+        });
         self.ask_keeper();
+        let mut mounts = Mounts::read(self.superblocks().collect())?;
+        mounts.set_gone(gone);
+        Ok(mounts)
+    }
+
+    fn superblocks(&self) -> impl Iterator<Item = u64> {
+        self.file_systems.values().map(|one| one.superblock)
     }
 
     fn ask_keeper(&mut self) {
-        let look = Look { number: self.asked };
+        let look = Look {
+            number: self.asked,
+            watched: self.superblocks().collect(),
+        };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let sent = postcard::to_allocvec(&look)
             .is_ok_and(|bytes| rustix::net::send(&self.keeper, &bytes, flags).is_ok());
-        // A keeper that is busy is asked again. Without one nothing is sure any more, and the
-        // deputy will hear of that.
+        // A keeper that is busy is asked again. Without one nothing new is watched any more, and
+        // the deputy will hear of that.
         self.has_to_ask = !sent;
     }
 
@@ -216,7 +253,7 @@ impl Watch {
             if let Ok(marked) = postcard::from_bytes::<Marked>(&packet[..length])
                 && marked.number == self.asked
             {
-                self.file_systems = by_device(&marked.file_systems);
+                self.file_systems.extend(by_device(&marked.file_systems));
                 self.answered = self.asked;
             }
         }
@@ -265,8 +302,8 @@ impl From<Record<'_>> for FileKey {
     }
 }
 
-fn by_device(file_systems: &[FileSystem]) -> HashMap<u64, [u8; 8]> {
-    let pairs = file_systems.iter().map(|one| (one.device, one.fsid));
+fn by_device(file_systems: &[FileSystem]) -> HashMap<u64, FileSystem> {
+    let pairs = file_systems.iter().map(|one| (one.device, *one));
     pairs.collect()
 }
 

@@ -116,6 +116,9 @@ pub struct NodeSelection {
     pub exclusive: bool,
     /// Fail rather than wait for a free slot.
     pub now: bool,
+    /// Memory that a task is expected to need: nodes with less available are left out while
+    /// others could have it.
+    pub memory_kib: Option<u64>,
 }
 
 /// What `wiglaf run` wants.
@@ -129,6 +132,10 @@ pub struct RunRequest {
     pub timeout_ms: u64,
     /// The caller does not wait: the job's result is kept for `wait`, its output in log files.
     pub detach: bool,
+    /// The caller stays connected and wants [`Reply::Ended`] for each task. What the cluster has
+    /// to say of a failure goes there rather than to the user's standard error, and nothing is
+    /// added to the environment.
+    pub follow: bool,
 }
 
 /// A change of a node.
@@ -309,6 +316,15 @@ pub enum Reply {
     Go {
         /// Its task.
         task: TaskId,
+    },
+    /// A task of a caller that follows has ended; its ghost ends next.
+    Ended {
+        /// Which.
+        task: TaskId,
+        /// How.
+        status: Status,
+        /// What it used.
+        usage: Usage,
     },
     /// Answer to [`Request::Nodes`] and [`Request::WaitNodes`].
     Nodes(Vec<NodeInfo>),

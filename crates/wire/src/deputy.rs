@@ -38,6 +38,12 @@ pub enum ToDeputy {
         /// Text, without a newline.
         text: String,
     },
+    /// The cluster has failed the task, of which nothing lives any more: what it made anew is
+    /// removed, if its launch asked for that.
+    Undo {
+        /// The task.
+        task: TaskId,
+    },
     /// The task is over, or the node is fenced: its descriptors are closed.
     Detach {
         /// The task.
@@ -55,6 +61,12 @@ pub enum ToDeputy {
     WindowChanged {
         /// The task.
         task: TaskId,
+    },
+    /// Nothing of what was on this node is alive any more: its links end, with all locks that
+    /// they hold.
+    Fenced {
+        /// The node.
+        node: NodeId,
     },
 }
 

@@ -37,6 +37,19 @@ pub enum StdioKind {
     Relayed,
     /// The task's terminal (all streams that are `Terminal` share one).
     Terminal,
+    /// Standard error only: the pipe of standard output, so that what is written to both keeps
+    /// its order. Where output is no pipe, `/dev/null`.
+    WithOutput,
+}
+
+impl StdioKind {
+    /// Whether the deputy gets a descriptor for it.
+    pub fn has_descriptor(self) -> bool {
+        match self {
+            StdioKind::Relayed | StdioKind::Terminal => true,
+            StdioKind::Null | StdioKind::WithOutput => false,
+        }
+    }
 }
 
 /// Size of a terminal, as in `ioctl_tty(2)`.
@@ -51,6 +64,8 @@ pub struct WindowSize {
 /// The caller's process: everything that the command inherits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchSpec {
+    /// The file to execute, where `argv[0]` does not name it.
+    pub program: Option<Vec<u8>>,
     /// The command and its arguments.
     pub argv: Vec<Vec<u8>>,
     /// `NAME=value` strings.
@@ -71,6 +86,12 @@ pub struct LaunchSpec {
     pub window: WindowSize,
     /// What the main process leaves running is kept (`--leave`).
     pub leave: bool,
+    /// What the task puts into `/tmp` and `/var/tmp` stays in the node's memory until it ends.
+    pub private_tmp: bool,
+    /// What the task has made anew is removed if the cluster fails it.
+    pub undo: bool,
+    /// The host name that the task sees; the node's own unless given.
+    pub host_name: Option<Vec<u8>>,
 }
 
 impl LaunchSpec {

@@ -11,19 +11,23 @@ pub const MAX_FILE_SYSTEMS: usize = 1024;
 pub const MAX_PACKET_BYTES: usize = 32 << 10;
 
 /// Deputy → keeper: the mount table has changed since you looked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Look {
     /// Comes back in the answer.
     pub number: u64,
+    /// The [`superblock`](FileSystem::superblock)s that have been watched all the time. These are
+    /// not marked again: should one have gone meanwhile and another have its number, the deputy
+    /// must see that the mark is gone.
+    pub watched: Vec<u64>,
 }
 
-/// Keeper → deputy: what is watched now. Everything that was mounted when [`Look`] was sent has
-/// been looked at.
+/// Keeper → deputy: what is watched now besides. Everything that was mounted when [`Look`] was
+/// sent has been looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marked {
     /// The question's.
     pub number: u64,
-    /// All of them.
+    /// Those that the deputy did not know to be watched.
     pub file_systems: Vec<FileSystem>,
 }
 
@@ -32,6 +36,8 @@ pub struct Marked {
 pub struct FileSystem {
     /// `st_dev` of its files.
     pub device: u64,
+    /// The number in mount tables and of marks: the same, but for btrfs.
+    pub superblock: u64,
     /// What its events call it (`f_fsid`).
     pub fsid: [u8; 8],
 }

@@ -104,6 +104,8 @@ pub enum Relay {
     /// Deputy → agent: what was told of the view and is not so any more, at most
     /// [`MAX_CHANGES`](crate::view::MAX_CHANGES).
     Changed(Vec<crate::view::Change>),
+    /// Deputy → agent: what the view will probably be asked for.
+    Given(Vec<crate::view::Gift>),
 }
 
 /// Bytes copied at once rather than one by one, which is what serde does to a vector. The

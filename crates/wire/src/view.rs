@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::TaskId;
+
 /// Longest piece of a file in one message, either way.
 pub const MAX_DATA_BYTES: u32 = 1 << 20;
 /// Most directory entries in one answer.
@@ -18,6 +20,16 @@ pub const MAX_XATTR_BYTES: usize = 64 << 10;
 pub const MAX_SMALL_FILE_BYTES: u64 = 64 << 10;
 /// Most changes in one message.
 pub const MAX_CHANGES: usize = 1024;
+/// Files that are not small are given, and their use is told, in pieces of this size.
+pub const PIECE_BYTES: u32 = 64 << 10;
+/// Most bytes of given pieces that a node need keep before they are used.
+pub const MAX_UNSETTLED_BYTES: u64 = 8 << 20;
+/// Handles from this number on are the deputy's choice, for files that it gives open.
+pub const FIRST_GIVEN_HANDLE: u64 = 1 << 63;
+/// Most uses in one message.
+pub const MAX_USES: usize = 1024;
+/// Most paths that a launch may find its program at.
+pub const MAX_EXPECTED_PATHS: usize = 64;
 
 /// A file's number in a deputy's table, and its number for the node's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -320,6 +332,12 @@ pub enum Ask {
         /// Whose.
         owner: u64,
     },
+    /// The next question of this link is asked by a process of this task, of which all that it
+    /// makes anew is to be removed if the cluster fails it. No answer.
+    For {
+        /// The task. It must be attached by this link.
+        task: TaskId,
+    },
     /// A question that waits for a lock need not be answered any more. No answer to this one.
     Interrupt {
         /// That question.
@@ -332,6 +350,22 @@ pub enum Ask {
         /// How many tellings are given back.
         count: u64,
     },
+    /// A program is about to run, so the deputy may give what it will need ([`Gift`]). No answer.
+    Expect(Program),
+    /// What a program was found to need, for the next time that a node runs it. No answer.
+    Used {
+        /// The program's file; `None` is what comes before a task's program.
+        program: Option<FileId>,
+        /// In their order, at most [`MAX_USES`].
+        uses: Vec<Use>,
+    },
+    /// Gifts have arrived. No answer.
+    Took {
+        /// The sum of their [`Gift::weight`].
+        weight: u64,
+        /// Bytes of given pieces that are used or thrown away by now.
+        settled: u64,
+    },
 }
 
 impl Ask {
@@ -339,9 +373,48 @@ impl Ask {
     pub fn has_answer(&self) -> bool {
         !matches!(
             self,
-            Ask::Close { .. } | Ask::Unlock { .. } | Ask::Interrupt { .. } | Ask::Forget { .. }
+            Ask::Close { .. }
+                | Ask::Unlock { .. }
+                | Ask::Interrupt { .. }
+                | Ask::For { .. }
+                | Ask::Forget { .. }
+                | Ask::Expect(_)
+                | Ask::Used { .. }
+                | Ask::Took { .. }
         )
     }
+}
+
+/// What [`Ask::Expect`] announces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// A task's: the first of these paths where there is something, at most
+    /// [`MAX_EXPECTED_PATHS`]. They are absolute.
+    Launched(Vec<Vec<u8>>),
+    /// One that was executed just now.
+    Executed(FileId),
+}
+
+/// One use of the head's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Use {
+    /// A name was looked up, whatever it meant.
+    Name {
+        /// Its directory.
+        parent: FileId,
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// A file was opened to be read.
+    Opened(FileId),
+    /// A file was executed.
+    Executed(FileId),
+    /// A symbolic link was read.
+    Link(FileId),
+    /// A directory was listed.
+    Listed(FileId),
+    /// Something of this piece of [`PIECE_BYTES`] of a file that is not small was read.
+    Piece(FileId, u32),
 }
 
 /// What [`Ask::Make`] makes.
@@ -462,6 +535,76 @@ pub enum Reply {
     Space(Space),
     /// The lock that is in the way, if any.
     Locked(Option<Lock>),
+    /// In place of `Data`: all of it went with the gifts before this answer. Whoever has not kept
+    /// them asks again.
+    Given,
+}
+
+/// Deputy → agent, unasked: what a question would be answered with now. It is believed, and taken
+/// back, like any answer; an agent may throw it away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Gift {
+    /// As the answer to [`Ask::Lookup`].
+    Name {
+        /// Directory.
+        parent: FileId,
+        /// Name in it.
+        name: Vec<u8>,
+        /// What it means.
+        found: Option<Attributes>,
+    },
+    /// As the answer to [`Ask::Open`] for reading.
+    Opened {
+        /// The number of the open file, which the agent closes.
+        handle: HandleId,
+        /// The file's attributes.
+        attributes: Attributes,
+        /// The content, if it is small.
+        content: Option<Content>,
+    },
+    /// As the answer to [`Ask::ReadLink`].
+    Link {
+        /// The link.
+        file: FileId,
+        /// Its text.
+        text: Content,
+    },
+    /// As the answer to [`Ask::List`] from the beginning, with attributes.
+    Listing {
+        /// The directory.
+        directory: FileId,
+        /// Its first entries.
+        entries: Vec<Entry>,
+        /// Whether these are all.
+        end: bool,
+    },
+    /// As the answer to [`Ask::Read`] of one piece of a file that was given open.
+    Piece {
+        /// The file.
+        file: FileId,
+        /// Which one.
+        piece: u32,
+        /// Shorter than [`PIECE_BYTES`] only at the end of the file.
+        data: Content,
+    },
+}
+
+impl Gift {
+    /// About how many bytes it has in a message. Both ends count by this.
+    pub fn weight(&self) -> u64 {
+        const ATTRIBUTES: usize = 128;
+        let bytes = match self {
+            Gift::Name { name, found, .. } => name.len() + found.as_ref().map_or(0, |_| ATTRIBUTES),
+            Gift::Opened { content, .. } => content.as_ref().map_or(0, |content| content.0.len()),
+            Gift::Link { text, .. } => text.0.len(),
+            Gift::Listing { entries, .. } => entries
+                .iter()
+                .map(|entry| entry.name.len() + ATTRIBUTES)
+                .sum(),
+            Gift::Piece { data, .. } => data.0.len(),
+        };
+        (bytes + ATTRIBUTES) as u64
+    }
 }
 
 /// Bytes that serde copies at once.
@@ -556,6 +699,12 @@ pub enum Change {
         directory: FileId,
         /// The name.
         name: Vec<u8>,
+    },
+    /// A file and all its names may be others than they were told to be: its file system has gone,
+    /// or its place.
+    Doubtful {
+        /// The file.
+        file: FileId,
     },
     /// Anything: events were lost.
     Everything,

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail};
 
-mod ground;
+pub(crate) mod ground;
 mod launch;
+mod make;
 mod view;
 
 struct Bench {
@@ -17,6 +18,11 @@ const BENCHES: &[Bench] = &[
         name: "launch",
         about: "what a launch, its streams and a thousand ghosts cost, beside Hydra, ssh and xargs",
         run: launch::run,
+    },
+    Bench {
+        name: "make",
+        about: "real builds by make, Wiglaf, distcc and icecream; slow nodes; a node's death",
+        run: make::run,
     },
     Bench {
         name: "view",

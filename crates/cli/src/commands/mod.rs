@@ -10,6 +10,7 @@ pub(crate) mod jobs;
 pub(crate) mod keeper;
 pub(crate) mod kill;
 pub(crate) mod logs;
+pub(crate) mod make;
 pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod ps;

@@ -53,6 +53,22 @@ fn on(node: &str, user: User) -> (String, u64) {
 }
 
 #[test]
+fn a_second_node_is_given_what_the_first_had_to_ask_for() {
+    const WORK: &str = "cat /usr/include/linux/[a-i]*.h | sort | sed -n 1p >/dev/null";
+    let Some(cluster) = start() else { return };
+    let mut asked = Vec::new();
+    for node in ["n1", "n2"] {
+        let output = cluster.wiglaf(&["run", "-w", node, "sh", "-c", WORK]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let rows = cluster.json(&["view", "status", "--json"]);
+        let mut rows = rows.as_array().expect("a list").iter();
+        let row = rows.find(|row| row["node"] == node).expect("its view");
+        asked.push(row["asked"].as_u64().expect("a number"));
+    }
+    assert!(asked[1] < asked[0] / 3, "{asked:?}");
+}
+
+#[test]
 fn the_status_of_views_says_what_they_saved() {
     let Some(cluster) = start() else { return };
     let empty = cluster.wiglaf(&["view", "status"]);

@@ -14,6 +14,7 @@ mod failures;
 mod files;
 mod jobs;
 mod machines;
+mod make;
 mod options;
 mod run;
 mod shell;

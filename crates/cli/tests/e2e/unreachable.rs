@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command};
@@ -9,8 +10,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use wiglaf_linux::process::kill;
+use wiglaf_linux::tcp::set_longest_retry;
 
-use crate::cluster::{command_line, output_of, processes, skip, text, wait_for};
+use crate::cluster::{command_line, output_of, processes, text, wait_for};
 use crate::machines::Pair;
 
 const SIGINT: i32 = 2;
@@ -49,6 +51,34 @@ for _ in range(20):
     file.write(b'x' * 65536)
 ";
 
+/// Reads what it has not read, and writes, all the time: as many blocks as the big file has.
+const WORKER: &str = "
+import hashlib, os, sys, time
+source, target = os.open(sys.argv[1], os.O_RDONLY), open(sys.argv[1] + '.copy', 'wb', buffering=0)
+names = [sys.argv[1] + '.%d' % n for n in range(3)]
+print('ready', flush=True)
+sum = hashlib.sha256()
+block, at = 65536, 0
+while piece := os.pread(source, block, at):
+    sum.update(piece)
+    target.write(piece)
+    at += len(piece)
+    if at % (32 * block) == 0:
+        os.fsync(target.fileno())
+    name = names[at // block % 3]
+    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    os.rename(name, name + '.moved')
+    os.unlink(name + '.moved')
+    time.sleep(0.03)
+target.close()
+print(sum.hexdigest())
+";
+
+/// Longer than silence once was borne; the lease is longer still.
+const LONG_CUT: Duration = Duration::from_secs(24);
+/// Until a link goes on whose cable is good again: a retry, and what was waited for.
+const GOES_ON: Duration = Duration::from_secs(15);
+
 /// Two machines, and a directory that both see.
 struct Scene {
     pair: Pair,
@@ -66,6 +96,7 @@ impl Scene {
             ("reader.py", READER),
             ("stubborn.py", STUBBORN),
             ("writer.py", WRITER),
+            ("worker.py", WORKER),
         ] {
             fs::write(scene.dir.join(name), program).unwrap();
         }
@@ -181,6 +212,46 @@ fn a_program_that_waits_goes_on_when_the_head_is_back() {
     );
 }
 
+/// Waits, mostly, beside the other tests.
+#[test]
+fn a_cut_shorter_than_the_lease_loses_nothing() {
+    let Some(scene) = Scene::set("cut", 60_000) else {
+        return;
+    };
+    let worker = scene.python("worker.py", "big");
+    let mut working = scene.task(&format!("{worker}; echo code $?"));
+    sleep(WHILE);
+    scene.pair.machine.swallow();
+    let pid = wait_for_waiting(&worker);
+    let copy = scene.path("big.copy");
+    let written = fs::metadata(&copy).unwrap().len();
+    assert!(written < 8_000_000, "the cable was cut too late: {written}");
+    sleep(LONG_CUT);
+    assert_eq!(find(&worker), Some(pid));
+    assert!(waits(pid));
+    scene.pair.machine.swallow_no_more();
+    let good = Instant::now();
+    let said = working.rest();
+    let went_on = good.elapsed();
+    let output = working.child.wait_with_output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+    let mut sum = Command::new("sha256sum");
+    let local = output_of({
+        sum.arg(scene.path("big"));
+        sum
+    });
+    let local = text(&local.stdout);
+    let sum = local.split_once(' ').unwrap().0;
+    assert_eq!(said, format!("{sum}\ncode 0\n"));
+    let big = fs::read(scene.path("big")).unwrap();
+    assert!(fs::read(&copy).unwrap() == big, "the copy is another");
+    println!("it was done after {went_on:?}");
+    // Older kernels double their pauses.
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let can_be_bounded = set_longest_retry(&socket, GOES_ON).is_ok();
+    assert!(went_on < GOES_ON || !can_be_bounded, "{went_on:?}");
+}
+
 #[test]
 fn a_program_that_waits_can_be_killed() {
     let Some(scene) = Scene::set("killed", 40_000) else {
@@ -227,9 +298,7 @@ fn p4_programs_that_wait_are_ended_with_their_lease() {
     let tasks: Vec<Task> = (commands.iter())
         .map(|command| scene.task(&format!("{command}; echo code $?")))
         .collect();
-    if !scene.pair.machine.swallow() {
-        return skip("this kernel or iproute2 can't drop packets (tc, sch_tbf)");
-    }
+    scene.pair.machine.swallow();
     let stubborn = wait_for_waiting(&commands[1]);
     kill(stubborn, SIGINT).unwrap();
     for (mut task, command) in tasks.into_iter().zip(&commands) {

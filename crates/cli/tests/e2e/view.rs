@@ -187,6 +187,60 @@ fn v1_a_change_on_the_head_is_seen_by_the_next_command() {
     cluster.down();
 }
 
+/// Both a node that knows the names and the deputy of an ordinary user, who can't look at what
+/// is mounted, hear of it.
+#[test]
+fn v1_mounts_on_the_head_are_seen_and_cost_only_their_names() {
+    const WORK: &str = "find /usr/include -maxdepth 1 -type f | xargs cat | sha256sum";
+    const FEW: u64 = 60;
+    let Some(cluster) = start(1) else { return };
+    let dir = format!("{SHARED}/wiglaf-{}-mounts", std::process::id());
+    here(&format!(
+        "mkdir -p {dir}/on {dir}/other; echo under >{dir}/on/file"
+    ));
+    let asked = || -> u64 {
+        let views = cluster.json(&["view", "status", "--json"]);
+        let views = views.as_array().expect("a list");
+        views.iter().filter_map(|view| view["asked"].as_u64()).sum()
+    };
+    let seen = |user| {
+        text(
+            &cluster
+                .script_as(
+                    user,
+                    &format!("wiglaf run -w n1 sh -c '{WORK}; cat {dir}/on/file'"),
+                )
+                .stdout,
+        )
+    };
+    let (user, file) = (ALICE, |n: u32| format!("echo {n} >{dir}/on/file"));
+    let mount = format!("mount -t tmpfs -o mode=0755 wiglaf-test {dir}/on");
+    let first = seen(user);
+    assert!(first.ends_with("under\n"), "{first}");
+    let work = first.trim_end_matches("under\n").to_owned();
+    assert_eq!(seen(user), first);
+    for round in 1..4 {
+        let before = asked();
+        here(&format!("{mount} && {}", file(round)));
+        assert_eq!(seen(user), format!("{work}{round}\n"));
+        // The same line of the mount table, perhaps with the same numbers.
+        here(&format!(
+            "umount -l {dir}/on; {mount} && {}",
+            file(round + 10)
+        ));
+        assert_eq!(seen(user), format!("{work}{}\n", round + 10));
+        here(&format!(
+            "mount --bind {dir}/on {dir}/other; umount -l {dir}/on"
+        ));
+        assert_eq!(seen(user), first);
+        here(&format!("umount -l {dir}/other"));
+        assert_eq!(seen(user), first);
+        let after = asked();
+        assert!(after - before < 4 * FEW, "{before} {after}");
+    }
+    here(&format!("rm -rf {dir}"));
+}
+
 #[test]
 fn streams_and_files_share_the_link() {
     let Some(cluster) = start(1) else { return };

@@ -9,7 +9,6 @@ use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::client::{HeadStatus, Reply, Request};
 use wiglaf_wire::id::{Pid, TaskId};
 use wiglaf_wire::keeper::GhostMode;
-use wiglaf_wire::launch::StdioKind;
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
 use super::{
@@ -145,7 +144,7 @@ impl Daemon {
             .spec
             .stdio
             .iter()
-            .filter(|kind| **kind != StdioKind::Null)
+            .filter(|kind| kind.has_descriptor())
             .count();
         let Some(client) = self.clients.get_mut(&number) else {
             return Ok(());

@@ -2,6 +2,7 @@
 
 use wiglaf_wire::agent::{FromAgent, TaskReport, ToAgent};
 use wiglaf_wire::client::{NodeState, Reply};
+use wiglaf_wire::deputy::ToDeputy;
 use wiglaf_wire::id::{Incarnation, NodeId};
 use wiglaf_wire::keeper::ToKeeper;
 use wiglaf_wire::status::{Status, Usage};
@@ -318,6 +319,11 @@ impl Reactor {
         node.incarnation = None;
         let name = node.name.clone();
         let tasks: Vec<_> = node.tasks.iter().copied().collect();
+        // First, so that nothing that the node still asked for comes after an undoing.
+        for &deputy in &self.ready_deputies {
+            let fenced = ToDeputy::Fenced { node: id };
+            effects.push(Effect::ToDeputy(deputy, fenced));
+        }
         for task in tasks {
             let Some((_, found)) = self.task(task) else {
                 continue;

@@ -145,7 +145,7 @@ impl Reactor {
             .spec
             .stdio
             .iter()
-            .filter(|kind| **kind != StdioKind::Null)
+            .filter(|kind| kind.has_descriptor())
             .count();
         Some((TaskId { job: job.id, index }, streams))
     }
@@ -265,6 +265,7 @@ impl Reactor {
             timed_out: false,
             detached: request.detach,
             exclusive: request.selection.exclusive,
+            follow: request.follow,
         };
         for (index, node) in (0..).zip(nodes) {
             let task = TaskId { job: id, index };

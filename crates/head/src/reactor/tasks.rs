@@ -5,7 +5,7 @@ use wiglaf_wire::client::{JobTask, Reply};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, NodeId, Pid, TaskId};
 use wiglaf_wire::keeper::{FromKeeper, GhostEnd, GhostReport, ToKeeper};
-use wiglaf_wire::status::{EXIT_TIMED_OUT, Status, Usage};
+use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_TIMED_OUT, Status, Usage};
 
 use super::{Effect, KEPT_JOBS, RESUME_WAIT_MS, Reactor};
 use crate::jobs::{Job, MAX_PENDING_SIGNALS, Phase, Task, TaskRecord, ghost_end};
@@ -258,6 +258,7 @@ impl Reactor {
             Phase::Placed | Phase::Seizing => {
                 // Nothing was launched: the zombie can go.
                 task.phase = Phase::Finishing(status_of(end));
+                self.tell_follower(id, effects);
                 effects.push(Effect::ToKeeper(ToKeeper::Finish {
                     task: id,
                     end,
@@ -291,6 +292,7 @@ impl Reactor {
             return;
         };
         let timed_out = job.timed_out;
+        let is_followed = job.follow && job.client.is_some();
         let Some(task) = job.tasks.get_mut(&id.index) else {
             return;
         };
@@ -311,9 +313,17 @@ impl Reactor {
             status
         };
         task.usage = usage;
+        // Before anybody hears of the end, and may try again.
+        if let Status::Failed { code, .. } = status
+            && code == EXIT_CLUSTER_FAILED
+        {
+            let undo = ToDeputy::Undo { task: id };
+            effects.push(Effect::ToDeputy(task.deputy, undo));
+        }
         if let Status::Failed { reason, .. } = &status
             && task.ghost_died.is_none()
             && !task.deputy_gone
+            && !is_followed
         {
             let say = ToDeputy::Say {
                 task: id,
@@ -329,6 +339,10 @@ impl Reactor {
 
     /// Ends the ghost.
     fn finish(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
+        let is_followed = self
+            .jobs
+            .get(&id.job)
+            .is_some_and(|job| job.follow && job.client.is_some());
         let Some(task) = self.task_mut(id) else {
             return;
         };
@@ -336,18 +350,39 @@ impl Reactor {
             return;
         };
         let text = match &status {
-            Status::Failed { reason, .. } if task.deputy_gone => Some(reason.clone()),
+            Status::Failed { reason, .. } if task.deputy_gone && !is_followed => {
+                Some(reason.clone())
+            }
             _ => None,
         };
         let end = task.ghost_died.unwrap_or_else(|| ghost_end(&status));
         let deputy = task.deputy;
         task.phase = Phase::Finishing(status);
+        self.tell_follower(id, effects);
         effects.push(Effect::ToDeputy(deputy, ToDeputy::Detach { task: id }));
         effects.push(Effect::ToKeeper(ToKeeper::Finish {
             task: id,
             end,
             text,
         }));
+    }
+
+    /// Tells a client that follows how a task has ended.
+    fn tell_follower(&self, id: TaskId, effects: &mut Vec<Effect>) {
+        let Some((job, task)) = self.task(id) else {
+            return;
+        };
+        let Phase::Finishing(status) = &task.phase else {
+            return;
+        };
+        if let Some(client) = job.client.filter(|_| job.follow) {
+            let ended = Reply::Ended {
+                task: id,
+                status: status.clone(),
+                usage: task.usage,
+            };
+            effects.push(Effect::Reply(client, ended));
+        }
     }
 
     pub(super) fn hear_deputy(
@@ -373,7 +408,11 @@ impl Reactor {
                             let detach = ToDeputy::Detach { task: id };
                             effects.push(Effect::ToDeputy(deputy, detach));
                         }
-                        Some(Phase::Telling(Status::Failed { reason, .. })) => {
+                        Some(Phase::Telling(Status::Failed { code, reason })) => {
+                            if code == EXIT_CLUSTER_FAILED {
+                                let undo = ToDeputy::Undo { task: id };
+                                effects.push(Effect::ToDeputy(deputy, undo));
+                            }
                             let say = ToDeputy::Say {
                                 task: id,
                                 text: reason,
@@ -526,6 +565,10 @@ impl Reactor {
         if job.detached {
             effects.push(Effect::StoreJob(info.clone()));
         }
+        // Who followed has been told; a build has thousands, which nobody asks for again.
+        if job.follow {
+            return;
+        }
         self.kept.push_back(info);
         if self.kept.len() > KEPT_JOBS {
             self.kept.pop_front();
@@ -541,7 +584,7 @@ impl Reactor {
             let text = "the head was replaced by another version; run the command again";
             let finish = ToKeeper::Finish {
                 task: ghost.task,
-                end: GhostEnd::Exit(wiglaf_wire::status::EXIT_CLUSTER_FAILED),
+                end: GhostEnd::Exit(EXIT_CLUSTER_FAILED),
                 text: Some(text.into()),
             };
             effects.push(Effect::ToKeeper(finish));
@@ -635,7 +678,7 @@ fn status_of(end: GhostEnd) -> Status {
 
 fn refused(reason: &str) -> Reply {
     Reply::Refused {
-        code: wiglaf_wire::status::EXIT_CLUSTER_FAILED,
+        code: EXIT_CLUSTER_FAILED,
         message: reason.to_owned(),
         hint: None,
     }

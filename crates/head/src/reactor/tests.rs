@@ -10,6 +10,7 @@ use wiglaf_wire::status::{Status, Usage};
 
 use super::{Effect, Event, Policy, Reactor};
 
+mod following;
 mod views;
 
 use crate::jobs::{Caller, ClientId};
@@ -146,8 +147,10 @@ fn run_request(timeout_ms: u64) -> RunRequest {
             task_count: None,
             exclusive: false,
             now: false,
+            memory_kib: None,
         },
         spec: LaunchSpec {
+            program: None,
             argv: vec![b"true".to_vec()],
             env: vec![],
             cwd: b"/".to_vec(),
@@ -158,9 +161,13 @@ fn run_request(timeout_ms: u64) -> RunRequest {
             stdio: [StdioKind::Relayed; 3],
             window: WindowSize::default(),
             leave: false,
+            private_tmp: false,
+            undo: false,
+            host_name: None,
         },
         timeout_ms,
         detach: false,
+        follow: false,
     }
 }
 
@@ -262,8 +269,12 @@ fn p4_a_silent_node_is_dead_only_after_last_answer_lease_and_margin() {
     world.now_ms = answered + LEASE_MS + MARGIN_MS - 1;
     assert!(says(&world.event(Event::Tick)).is_none());
     world.now_ms += 1;
-    let text = says(&world.event(Event::Tick)).expect("the task is declared lost");
+    let effects = world.event(Event::Tick);
+    let text = says(&effects).expect("the task is declared lost");
     assert!(text.contains("n1 fell silent"), "{text}");
+    // Its links may last longer than its lease.
+    let fenced = ToDeputy::Fenced { node: N1 };
+    assert!(effects.contains(&Effect::ToDeputy(DEPUTY, fenced)));
     let effects = world.event(Event::FromDeputy(
         wiglaf_wire::id::DeputyId(1),
         FromDeputy::Said { task },

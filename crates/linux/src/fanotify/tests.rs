@@ -172,3 +172,32 @@ fn records_of_other_kinds_are_skipped() {
     put_event(&mut bytes, ATTRIB, 7, &[unknown, known.clone()]);
     assert_eq!(read_all(&bytes), Ok(vec![(ATTRIB, 7, vec![known])]));
 }
+
+#[test]
+fn marks_of_file_systems_are_told_from_others() {
+    let info = "pos:\t0\nfanotify flags:e33 event-flags:8000\n\
+        fanotify ino:64048 sdev:fe00000 mflags:0 mask:8000020 ignored_mask:0 fhandle-bytes:8\n\
+        fanotify mnt_id:12 mflags:0 mask:2 ignored_mask:0\n\
+        fanotify sdev:fe00001 mflags:0 mask:8000006 ignored_mask:0\n\
+        fanotify sdev:c7 mflags:0 mask:8000006 ignored_mask:0\nfanotify sdev:x\n";
+    let found: Vec<_> = info.lines().filter_map(marked_file_system).collect();
+    assert_eq!(
+        found,
+        [rustix::fs::makedev(254, 1), rustix::fs::makedev(0, 0xc7)]
+    );
+}
+
+#[test]
+fn a_group_knows_what_it_watches() {
+    let Ok(group) = Group::new(Queue::Bounded) else {
+        return println!("SKIPPED: no fanotify group can be made");
+    };
+    assert_eq!(group.marked_file_systems().unwrap(), []);
+    let place = std::fs::File::open(std::env::temp_dir()).unwrap();
+    if let Err(errno) = group.mark_file_system(place.as_fd()) {
+        return println!("SKIPPED: {errno}");
+    }
+    group.mark_opens(place.as_fd()).unwrap();
+    let device = rustix::fs::fstat(&place).unwrap().st_dev;
+    assert_eq!(group.marked_file_systems().unwrap(), [device]);
+}

@@ -5,6 +5,7 @@ mod deputies;
 mod ghosts;
 mod processes;
 mod runner;
+mod shims;
 mod spawning;
 mod tracing;
 
@@ -12,6 +13,7 @@ fn main() -> std::process::ExitCode {
     runner::run(&[
         spawning::TESTS,
         ghosts::TESTS,
+        shims::TESTS,
         deputies::TESTS,
         processes::TESTS,
         tracing::TESTS,

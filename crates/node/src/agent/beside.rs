@@ -123,6 +123,7 @@ fn try_be_agent(
         files: Files::View(view),
         address,
         rootless: false,
+        is_virtual: false,
     };
     Ok(live(config, true)?)
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -10,6 +11,9 @@ use rustls::ClientConfig;
 use wiglaf_link::{Interest, LinkError, Poll, Role, TlsLink, Token, server_name};
 use wiglaf_wire::agent::{FromAgent, ToAgent};
 use wiglaf_wire::frame::{Frame, FrameError};
+
+/// How long a message that nobody waits for may wait for another to go with.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// A connection of an agent, as both conversations with the head use it.
 pub(crate) type HeadTls = TlsLink<ToAgent, FromAgent>;
@@ -36,6 +40,8 @@ pub(super) struct HeadLink {
     tls: HeadTls,
     token: Token,
     waits_for_room: bool,
+    /// When what is queued has to leave, if all of it may wait.
+    flush_at: Option<Instant>,
 }
 
 impl HeadLink {
@@ -52,16 +58,36 @@ impl HeadLink {
             tls,
             token,
             waits_for_room: true,
+            flush_at: None,
         })
     }
 
     pub(super) fn queue(&mut self, message: &FromAgent) -> Result<(), LinkError> {
+        self.flush_at = None;
         self.tls.queue(message)
+    }
+
+    /// Queues a message that leaves with the next one, or a little later.
+    pub(super) fn queue_patiently(&mut self, message: &FromAgent) -> Result<(), LinkError> {
+        if self.tls.queued_bytes() == 0 {
+            self.flush_at = Some(Instant::now() + PATIENCE);
+        }
+        self.tls.queue(message)
+    }
+
+    /// When [`HeadLink::settle`] has something to send.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.flush_at
     }
 
     /// Reads what there is, once; an error is told when the messages before it are taken.
     pub(super) fn receive(&mut self) -> Result<(), LinkError> {
         self.tls.receive().map(|_| ())
+    }
+
+    /// Whether the last read may have left something behind.
+    pub(super) fn may_have_more(&self) -> bool {
+        self.tls.may_have_more()
     }
 
     pub(super) fn next_message(&mut self) -> Result<Option<ToAgent>, LinkError> {
@@ -77,8 +103,17 @@ impl HeadLink {
         self.tls.wants_write()
     }
 
-    /// Sends what is queued, and waits for what has to be waited for.
+    /// Sends what is queued, unless it may wait, and waits for what has to be waited for.
     pub(super) fn settle(&mut self, poll: &Poll) -> Result<(), LinkError> {
+        if self.flush_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
+        self.flush(poll)
+    }
+
+    /// The same for all that is queued.
+    pub(super) fn flush(&mut self, poll: &Poll) -> Result<(), LinkError> {
+        self.flush_at = None;
         self.tls.flush()?;
         let wants = self.tls.wants_write();
         if wants != self.waits_for_room {

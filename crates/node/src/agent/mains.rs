@@ -119,7 +119,7 @@ impl Mains {
 
     /// The spawner has made it, or failed to.
     pub(super) fn answered(&mut self, answer: Answer, events: &mut Vec<Event>) {
-        let Answer { task, outcome } = answer;
+        let Answer { task, outcome, .. } = answer;
         let Some(main) = self.tasks.get_mut(&task) else {
             return;
         };

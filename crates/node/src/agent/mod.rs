@@ -7,10 +7,12 @@
 
 mod beside;
 pub mod core;
+mod leavings;
 mod link;
 mod machine;
 mod mains;
 mod pids;
+mod private;
 mod processes;
 mod run;
 mod spawner;

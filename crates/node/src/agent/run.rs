@@ -27,12 +27,14 @@ use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::agent::FromAgent;
+use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{Incarnation, TaskId};
 
 use super::core::{Core, Effect, Event};
 use super::link::HeadLink;
 use super::mains::Mains;
 use super::pids::PidBlock;
+use super::private::{Makers, Privates};
 use super::spawner::Spawner;
 use super::view::{NodeViewError, Views};
 use super::watchdog::Watchdog;
@@ -44,6 +46,7 @@ const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const SPAWNER: Token = Token(2);
 const WATCHDOG: Token = Token(3);
+const EMPTIED: Token = Token(4);
 const FIRST_RELAY_TOKEN: u64 = 16;
 /// With a PID in the lower bits: this session's leader reports, or has ended. The relay does not
 /// count so far.
@@ -64,6 +67,9 @@ const LAST_JOIN_PAUSE: Duration = Duration::from_secs(5);
 const CURSOR_PERIOD: Duration = Duration::from_secs(2);
 /// Waking a process costs about as much on a virtual machine.
 const BUSY_WAIT: Duration = Duration::from_micros(40);
+/// Turns of the loop that the end of an output may wait for another's: a process that ends closes
+/// its outputs one after the other, and each message wakes the deputy.
+const LATE_TURNS: u32 = 4;
 /// Leftovers that were killed are looked for again at the latest after this time.
 const COLLECT_PERIOD: Duration = Duration::from_millis(20);
 /// Reads of the head's connection before others have their turn.
@@ -95,6 +101,8 @@ pub struct AgentConfig {
     pub address: String,
     /// Whether it lacks root's rights, so that supplementary groups can't be set.
     pub rootless: bool,
+    /// Whether it is on the head's own machine: what goes there by memory is not compressed.
+    pub is_virtual: bool,
 }
 
 /// Why an agent has ended, or never began.
@@ -213,10 +221,14 @@ struct Agent {
     spawner: Option<Spawner>,
     relay: NodeRelay,
     mains: Mains,
+    privates: Privates,
+    makers: Makers,
     pids: Option<PidBlock>,
     cursor_at: Option<Instant>,
     /// How many views each check of the head still waits for.
     checks: HashMap<u64, usize>,
+    /// How often in a row something was left to be sent late.
+    late_turns: u32,
     /// What the core has to hear, oldest first.
     events: Vec<Event>,
     /// Set when the agent is to end.
@@ -252,6 +264,13 @@ impl Agent {
         }
         let mut relay = NodeRelay::new(FIRST_RELAY_TOKEN);
         relay.set_identity(config.head, identity.clone());
+        relay.set_may_be_late();
+        if config.is_virtual {
+            relay.set_compression(Compression::Never);
+        }
+        let privates = Privates::new(config.rootless).map_err(AgentError::Spawner)?;
+        poll.add(privates.bell(), EMPTIED, Interest::Read)?;
+        let makers = Makers::default();
         let mut terminals = None;
         let files = match config.files {
             Files::Disk(root) => {
@@ -265,7 +284,7 @@ impl Agent {
             }
             Files::View(options) => {
                 let own = OwnDirectories::make(&options).map_err(NodeViewError::from)?;
-                let views = Views::new(own, options.bounds)?;
+                let views = Views::new(own, options.bounds, makers.clone())?;
                 relay.set_serves_view();
                 relay.set_terminals(views.terminals());
                 Shown::Views(Box::new(views))
@@ -287,9 +306,12 @@ impl Agent {
             spawner: None,
             relay,
             mains,
+            privates,
+            makers,
             pids: None,
             cursor_at: None,
             checks: HashMap::new(),
+            late_turns: 0,
             events: vec![Event::Tick],
             exit: None,
             trouble: None,
@@ -305,7 +327,7 @@ impl Agent {
                 self.say_farewell();
                 return reason.map_or(Ok(()), |reason| Err(AgentError::Refused(reason)));
             }
-            if !self.wait_busily(&mut ready)? {
+            if !self.wait_busily(&mut ready)? && !self.look_for_more(&mut ready)? {
                 self.poll.wait(&mut ready, self.time_to_wait())?;
             }
             for one in &ready {
@@ -315,8 +337,25 @@ impl Agent {
         }
     }
 
+    /// Before what may be sent late is sent, whether more of its kind is there to go with it.
+    fn look_for_more(&mut self, ready: &mut Vec<Ready>) -> Result<bool, Errno> {
+        if !self.relay.has_late() {
+            return Ok(false);
+        }
+        self.late_turns += 1;
+        if self.late_turns <= LATE_TURNS {
+            self.poll.wait(ready, Some(Duration::ZERO))?;
+            if !ready.is_empty() {
+                return Ok(true);
+            }
+        }
+        self.late_turns = 0;
+        self.relay.send_late(&self.poll);
+        Ok(false)
+    }
+
     /// A program that asks one thing of the view after another is answered sooner if nobody has to
-    /// be woken for it: where the last request came at once after the one before, the next is
+    /// be woken for it: where many requests came at once after the ones before, the next is
     /// waited for without sleeping. Returns whether something is ready.
     fn wait_busily(&mut self, ready: &mut Vec<Ready>) -> Result<bool, Errno> {
         let Shown::Views(views) = &mut self.files else {
@@ -372,8 +411,10 @@ impl Agent {
             Shown::Views(views) => views.deadline(),
             Shown::Root(_) => None,
         };
+        let link = self.link.as_ref().and_then(HeadLink::deadline);
         let others = [
             views.map(until),
+            link.map(until),
             self.relay.deadline().map(until),
             self.cursor_at.map(until),
             self.watchdog
@@ -417,12 +458,23 @@ impl Agent {
                     .as_ref()
                     .map(Spawner::answers)
                     .unwrap_or_default();
-                for answer in answers {
+                for mut answer in answers {
+                    if let Some(lent) = answer.private.take() {
+                        self.privates.has(answer.task, *lent);
+                    }
                     self.mains.answered(answer, &mut self.events);
                 }
                 for leader in self.mains.fresh_leaders() {
                     let token = leader_token(LEADER_REPORTS, leader);
                     self.poll.add(leader, token, Interest::Read)?;
+                }
+            }
+            EMPTIED => {
+                for (task, failed) in self.privates.emptied() {
+                    if let Some(reason) = failed {
+                        self.events.push(Event::FilesLost { task, reason });
+                    }
+                    self.wait_written(task, false);
                 }
             }
             WATCHDOG => {
@@ -495,6 +547,11 @@ impl Agent {
                         views.changed(deputy, changes);
                     }
                 }
+                RelayEvent::Given(deputy, gifts) => {
+                    if let Shown::Views(views) = &mut self.files {
+                        views.given(deputy, gifts);
+                    }
+                }
             }
         }
     }
@@ -538,16 +595,14 @@ impl Agent {
             Effect::CutLinks => self.relay.cut_links(&self.poll),
             Effect::CollectLeftovers { task } => self.mains.collect_leftovers(task),
             Effect::WaitDrained { task, leave } => {
-                let is_writing = match &mut self.files {
-                    Shown::Views(views) => views.ended(task, leave),
-                    Shown::Root(_) => false,
-                };
-                if !is_writing {
-                    self.drain(task, leave);
+                if !self.is_emptying(task) {
+                    self.wait_written(task, leave);
                 }
             }
             Effect::CloseTask { task } => {
                 self.relay.close(&self.poll, task);
+                self.privates.close(task);
+                self.makers.remove(task);
                 if let Shown::Views(views) = &mut self.files
                     && let Some(gone) = views.dismiss(&self.poll, task)
                     && let Some(spawner) = &self.spawner

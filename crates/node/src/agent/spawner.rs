@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +29,7 @@ use wiglaf_wire::id::{DeputyId, Pid, TaskId};
 use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, Status};
 
+use super::private::{Lent, Makers, NoPrivate, Pool};
 use crate::root::{OwnDirectories, RootError, TaskRoot};
 
 /// The thread's stack: what is large is on the heap.
@@ -68,6 +69,8 @@ enum Word {
     Make(Box<Order>),
     /// This view is gone, and its root with it.
     Forget(DeputyId),
+    /// A task has left this as it was.
+    TakeBack(Box<Lent>),
 }
 
 /// What became of an order: a process, or what to tell the user.
@@ -75,6 +78,8 @@ enum Word {
 pub(super) struct Answer {
     pub(super) task: TaskId,
     pub(super) outcome: Result<Made, Status>,
+    /// What it lives in, if that is its own.
+    pub(super) private: Option<Box<Lent>>,
 }
 
 /// A task's main process.
@@ -99,6 +104,11 @@ impl UtsTag {
     /// The namespace's inode number.
     pub(super) fn number(self) -> u64 {
         self.0
+    }
+
+    /// Of this thread.
+    pub(super) fn own() -> io::Result<UtsTag> {
+        UtsTag::read("/proc/thread-self/ns/uts")
     }
 
     /// Of a process. `NotFound` when it is ending: it leaves its namespaces after its files and
@@ -137,7 +147,7 @@ pub(super) struct Spawner {
 
 impl Spawner {
     /// Starts the thread. `node` is the node's name, for what users are told.
-    pub(super) fn start(rootless: bool, node: &str) -> io::Result<Spawner> {
+    pub(super) fn start(rootless: bool, node: &str, makers: Makers) -> io::Result<Spawner> {
         let (words, inbox) = channel::<Word>();
         let (outbox, answers) = channel();
         let answered = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -151,21 +161,49 @@ impl Spawner {
                 block_signals(SignalSet::ALL);
                 let home = open_own_uts();
                 let mut roots = Roots::default();
+                let mut pool = Pool::new(rootless);
+                let thread = Thread {
+                    home,
+                    rootless,
+                    node,
+                    makers,
+                };
                 for word in inbox {
                     let order = match word {
                         Word::Make(order) => order,
                         Word::Forget(deputy) => {
                             roots.0.remove(&deputy);
+                            pool.forget(deputy);
+                            continue;
+                        }
+                        Word::TakeBack(lent) => {
+                            pool.take_back(*lent);
                             continue;
                         }
                     };
                     let task = order.task;
-                    let outcome = match roots.get(&order.root) {
-                        Ok(root) => make(&order, &root, home.as_ref(), rootless, &node),
-                        Err(error) => Err(Status::cluster_failed(format!("{node}: {error}"))),
+                    let mut private = thread.lend(&order, &mut pool);
+                    let outcome = match &private {
+                        Some(lent) => thread.make(&order, &lent.root.root),
+                        None => match roots.get(&order.root) {
+                            Ok(root) => thread.make(&order, &root),
+                            Err(error) => {
+                                Err(Status::cluster_failed(format!("{}: {error}", thread.node)))
+                            }
+                        },
                     };
                     drop(order);
-                    if outbox.send(Answer { task, outcome }).is_err() {
+                    if outcome.is_err()
+                        && let Some(lent) = private.take()
+                    {
+                        pool.take_back(*lent);
+                    }
+                    let answer = Answer {
+                        task,
+                        outcome,
+                        private,
+                    };
+                    if outbox.send(answer).is_err() {
                         return;
                     }
                     // Can only fail when nobody listens any more.
@@ -192,6 +230,11 @@ impl Spawner {
     /// A view is gone.
     pub(super) fn forget(&self, deputy: DeputyId) {
         let _ = self.words.send(Word::Forget(deputy));
+    }
+
+    /// A task has left its private root as it was.
+    pub(super) fn take_back(&self, lent: Box<Lent>) {
+        let _ = self.words.send(Word::TakeBack(lent));
     }
 
     /// The answers that have come.
@@ -227,13 +270,48 @@ fn open_own_uts() -> Result<OwnedFd, Errno> {
     rustix::fs::open("/proc/thread-self/ns/uts", flags, Mode::empty())
 }
 
-fn make(
-    order: &Order,
-    root: &TaskRoot,
-    home: Result<&OwnedFd, &Errno>,
+/// What the thread has for all tasks.
+struct Thread {
+    home: Result<OwnedFd, Errno>,
     rootless: bool,
-    node: &str,
-) -> Result<Made, Status> {
+    node: String,
+    makers: Makers,
+}
+
+impl Thread {
+    fn make(&self, order: &Order, root: &TaskRoot) -> Result<Made, Status> {
+        make(order, root, self)
+    }
+
+    /// A private root, where one is wanted and can be had. What it is for lives on with
+    /// leftovers, so these have none.
+    fn lend(&self, order: &Order, pool: &mut Pool) -> Option<Box<Lent>> {
+        let Root::View { deputy, path, own } = &order.root else {
+            return None;
+        };
+        if !order.spec.private_tmp || order.spec.leave {
+            return None;
+        }
+        match pool.lend(*deputy, path, own, (&order.credential, &order.spec)) {
+            Ok(lent) => Some(Box::new(lent)),
+            Err(NoPrivate::Known) => None,
+            Err(error @ NoPrivate::Root(_)) => {
+                // There is nobody to tell that nobody can be told.
+                let _ = writeln!(io::stderr(), "wiglaf agent {}: {error}", self.node);
+                None
+            }
+        }
+    }
+}
+
+fn make(order: &Order, root: &TaskRoot, thread: &Thread) -> Result<Made, Status> {
+    let Thread {
+        home,
+        rootless,
+        node,
+        makers,
+    } = thread;
+    let (home, rootless) = (home.as_ref(), *rootless);
     let spec = &order.spec;
     let failed = |reason: String| Status::Failed {
         code: EXIT_CLUSTER_FAILED,
@@ -253,7 +331,8 @@ fn make(
         .map(|word| text(word))
         .collect::<Result<Vec<_>, _>>()?;
     let cwd = text(&spec.cwd)?;
-    let Some(program) = argv.first() else {
+    let named = spec.program.as_deref().map(text).transpose()?;
+    let Some(program) = named.as_ref().or(argv.first()) else {
         return Err(failed(format!("{node} was given no command to run")));
     };
     if let Some(stream) = order.stdio.terminal {
@@ -264,8 +343,12 @@ fn make(
     }
     let tagged = unshare(NamespaceFlags::NEWUTS)
         .map_err(io::Error::from)
-        .and_then(|()| UtsTag::read("/proc/thread-self/ns/uts"));
+        .and_then(|()| UtsTag::own());
     let tag = tagged.map_err(|error| failed(format!("{node} can't tag the task: {error}")))?;
+    if spec.undo {
+        // Before it can make anything.
+        makers.add(tag, order.task);
+    }
     let limits: Vec<_> = spec
         .limits
         .iter()
@@ -290,7 +373,7 @@ fn make(
         root: None,
         cgroup: None,
         new_uts: false,
-        hostname: None,
+        hostname: spec.host_name.as_deref(),
         pid: Some(order.pid.0),
         controlling_tty: false,
         ignored_signals: SignalSet::from_bits(spec.ignored_signals),

@@ -12,10 +12,12 @@ use wiglaf_link::{Interest, Poll, Ready, Token};
 use wiglaf_process::relay::node::NodeRelay;
 use wiglaf_view::{Bounds, Outcome, ViewError, ViewMount};
 use wiglaf_wire::id::{DeputyId, TaskId};
-use wiglaf_wire::view::{Answer, Change, ViewCheck, ViewState};
+use wiglaf_wire::launch::LaunchSpec;
+use wiglaf_wire::view::{Answer, Change, Gift, MAX_EXPECTED_PATHS, ViewCheck, ViewState};
 
+use super::private::Makers;
 use super::spawner::{Order, Root, UtsTag};
-use crate::root::{OwnDirectories, RootError};
+use crate::root::{OwnDirectories, RootError, private_places};
 
 /// Tokens of views have this bit; below it are a view's number and, in the lowest, which of its
 /// two descriptors.
@@ -29,6 +31,12 @@ const EXITING: u64 = 0x4;
 const FLAGS_FIELD: usize = 6;
 /// Requests that follow each other so soon come from a program that is at it.
 const SOON: Duration = Duration::from_micros(100);
+/// After a pause like this another program is at it.
+const PAUSE: Duration = Duration::from_millis(1);
+/// So many such requests show that more will follow. Starting a small program takes a dozen, and
+/// waiting for more would cost as much as all the rest of its launch.
+const IN_DEMAND: u32 = 32;
+const MOST_DEMAND: u32 = 8 * IN_DEMAND;
 const SIGKILL_BIT: u64 = 1 << 8;
 /// How often processes that were signalled while they wait are looked at: the kernel tells of
 /// a request's first signal only, and the deadly one may come later.
@@ -73,6 +81,7 @@ pub(super) enum Due {
 pub(super) struct Views {
     own: Arc<OwnDirectories>,
     bounds: Bounds,
+    makers: Makers,
     views: HashMap<DeputyId, NodeView>,
     by_slot: HashMap<u64, DeputyId>,
     tasks: HashMap<TaskId, DeputyId>,
@@ -81,7 +90,8 @@ pub(super) struct Views {
     /// When to look at signalled processes again.
     look_at: Option<Instant>,
     served_at: Option<Instant>,
-    in_demand: bool,
+    /// How many requests came soon after the one before, less for vain waiting.
+    demand: u32,
 }
 
 #[derive(Debug)]
@@ -90,6 +100,8 @@ struct NodeView {
     slot: u64,
     uid: u32,
     tasks: HashSet<TaskId>,
+    /// Overlays stand on some of its directories.
+    is_covered: bool,
     /// Orders the idle ones.
     last_used: u64,
     /// Requests whose processes have been signalled while they wait.
@@ -112,11 +124,16 @@ enum Waits {
 
 impl Views {
     /// None yet.
-    pub(super) fn new(own: OwnDirectories, bounds: Bounds) -> Result<Views, NodeViewError> {
+    pub(super) fn new(
+        own: OwnDirectories,
+        bounds: Bounds,
+        makers: Makers,
+    ) -> Result<Views, NodeViewError> {
         wiglaf_view::check_device()?;
         Ok(Views {
             own: Arc::new(own),
             bounds,
+            makers,
             views: HashMap::new(),
             by_slot: HashMap::new(),
             tasks: HashMap::new(),
@@ -124,7 +141,7 @@ impl Views {
             next: 1,
             look_at: None,
             served_at: None,
-            in_demand: false,
+            demand: 0,
         })
     }
 
@@ -150,6 +167,8 @@ impl Views {
             let path = self.own.place(&format!("view-{slot}"))?;
             let mut mount = ViewMount::mount(&path, &self.own.names(), self.bounds, witness)?;
             self.own.covered().for_each(|path| mount.pin(path));
+            let makers = self.makers.clone();
+            mount.set_makers(Box::new(move |pid| makers.find(pid)));
             poll.add(mount.device(), token(slot, false), Interest::Read)?;
             poll.add(mount.bell(), token(slot, true), Interest::Read)?;
             self.by_slot.insert(slot, deputy);
@@ -158,6 +177,7 @@ impl Views {
                 slot,
                 uid,
                 tasks: HashSet::new(),
+                is_covered: false,
                 last_used: used,
                 signalled: Vec::new(),
             };
@@ -178,11 +198,16 @@ impl Views {
 
     /// Has a task started once its view is right.
     pub(super) fn launch(&mut self, order: Order) {
-        let waits = match self.tasks.get(&order.task) {
-            Some(&deputy) => (deputy, Waits::Launch(Box::new(order))),
-            None => return,
+        let Some(&deputy) = self.tasks.get(&order.task) else {
+            return;
         };
-        self.wait(waits.0, waits.1);
+        if let Some(view) = self.views.get_mut(&deputy) {
+            if order.spec.private_tmp && !std::mem::replace(&mut view.is_covered, true) {
+                private_places().for_each(|path| view.mount.pin(&path));
+            }
+            view.mount.expect(places_of_program(&order.spec));
+        }
+        self.wait(deputy, Waits::Launch(Box::new(order)));
     }
 
     /// All processes of a task are gone. Returns whether something that they wrote is still on
@@ -191,10 +216,13 @@ impl Views {
         let Some(&deputy) = self.tasks.get(&task) else {
             return false;
         };
-        let is_waiting = self
-            .views
-            .get(&deputy)
-            .is_some_and(|view| view.mount.is_waiting());
+        let is_waiting = self.views.get_mut(&deputy).is_some_and(|view| {
+            view.mount.tell_uses();
+            if view.tasks.len() <= 1 {
+                view.mount.drop_unused();
+            }
+            view.mount.is_waiting()
+        });
         if is_waiting {
             self.wait(deputy, Waits::Written { task, leave });
         }
@@ -256,21 +284,24 @@ impl Views {
         } else {
             view.mount.serve(now_ms());
             let now = Instant::now();
-            self.in_demand = self
-                .served_at
-                .is_some_and(|last| now.duration_since(last) < SOON);
+            let pause = self.served_at.map(|last| now.duration_since(last));
+            self.demand = match pause {
+                Some(pause) if pause < SOON => (self.demand + 1).min(MOST_DEMAND),
+                Some(pause) if pause < PAUSE => self.demand,
+                _ => 0,
+            };
             self.served_at = Some(now);
         }
     }
 
-    /// Whether the kernel asked twice in a short time.
+    /// Whether the kernel asks one thing after the other.
     pub(super) fn is_in_demand(&self) -> bool {
-        self.in_demand
+        self.demand >= IN_DEMAND
     }
 
     /// Nothing came for a while.
     pub(super) fn is_idle(&mut self) {
-        self.in_demand = false;
+        self.demand /= 2;
     }
 
     /// A deputy answers.
@@ -284,6 +315,13 @@ impl Views {
     pub(super) fn changed(&mut self, deputy: DeputyId, changes: Vec<Change>) {
         if let Some(view) = self.views.get_mut(&deputy) {
             view.mount.changed(now_ms(), changes);
+        }
+    }
+
+    /// A deputy gives.
+    pub(super) fn given(&mut self, deputy: DeputyId, gifts: Vec<Gift>) {
+        if let Some(view) = self.views.get_mut(&deputy) {
+            view.mount.given(now_ms(), gifts);
         }
     }
 
@@ -359,7 +397,7 @@ impl Views {
                 view.mount.resume();
                 // What stands on names of the head's is gone with them; the next task's root has
                 // it again.
-                if self.own.covered().next().is_some() {
+                if view.is_covered || self.own.covered().next().is_some() {
                     due.push(Due::Gone(lost));
                 }
             }
@@ -375,6 +413,7 @@ impl Views {
                 view.let_go_of_killed();
             }
             let mount = &mut view.mount;
+            let mut has_asked = false;
             loop {
                 let questions = mount.take_questions();
                 if questions.is_empty() {
@@ -382,10 +421,15 @@ impl Views {
                 }
                 for question in questions {
                     let (id, has_answer) = (question.id, question.what.has_answer());
-                    if !relay.ask(poll, deputy, question) && has_answer {
+                    if relay.prepare_question(deputy, question) {
+                        has_asked = true;
+                    } else if has_answer {
                         mount.refuse(now_ms(), id);
                     }
                 }
+            }
+            if has_asked {
+                relay.send_questions(poll, deputy);
             }
             for outcome in mount.take_outcomes() {
                 match outcome {
@@ -450,6 +494,25 @@ impl NodeView {
             mount.awaits(unique)
         });
     }
+}
+
+/// Where a task's program may be, as far as that can be told by its words.
+fn places_of_program(spec: &LaunchSpec) -> Vec<Vec<u8>> {
+    let Some(program) = spec.argv.first().filter(|program| !program.is_empty()) else {
+        return Vec::new();
+    };
+    let join = |directory: &[u8]| [directory, b"/", program].concat();
+    if program.starts_with(b"/") {
+        return vec![program.clone()];
+    }
+    if program.contains(&b'/') {
+        return vec![join(&spec.cwd)];
+    }
+    let mut variables = spec.env.iter();
+    let path = variables.find_map(|variable| variable.strip_prefix(b"PATH="));
+    let directories = path.unwrap_or_default().split(|&byte| byte == b':');
+    let absolute = directories.filter(|directory| directory.starts_with(b"/"));
+    absolute.take(MAX_EXPECTED_PATHS).map(join).collect()
 }
 
 fn checked(request: u64, uid: u32, compared: u64, differences: Vec<String>) -> Due {

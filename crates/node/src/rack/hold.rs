@@ -244,6 +244,7 @@ fn live(place: NodePlace, token: JoinToken) {
         files: place.files,
         address: place.address.to_string(),
         rootless: !rustix::process::geteuid().is_root(),
+        is_virtual: true,
     };
     if let Err(error) = agent::run(config) {
         use std::io::Write;

@@ -161,6 +161,7 @@ impl Head {
                     files: files(),
                     address: "127.0.0.1".into(),
                     rootless: false,
+                    is_virtual: false,
                 };
                 let result = run(config);
                 if let Err(error) = &result {
@@ -492,6 +493,7 @@ impl Head {
                         answers.extend(told.into_iter().map(|(_, told)| match told {
                             Told::Answer(answer) => Relay::Answer(answer),
                             Told::Changes(changes) => Relay::Changed(changes),
+                            Told::Gifts(gifts) => Relay::Given(gifts),
                         }));
                     }
                     Frame::Message(_) => {}

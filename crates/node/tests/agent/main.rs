@@ -455,6 +455,7 @@ fn many_short_tasks_all_end() {
 
 fn shell(script: &str) -> LaunchSpec {
     LaunchSpec {
+        program: None,
         argv: ["sh", "-c", script]
             .map(|word| word.as_bytes().to_vec())
             .into(),
@@ -467,5 +468,8 @@ fn shell(script: &str) -> LaunchSpec {
         stdio: [StdioKind::Relayed; 3],
         window: WindowSize::default(),
         leave: false,
+        private_tmp: false,
+        undo: false,
+        host_name: None,
     }
 }

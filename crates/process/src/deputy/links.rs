@@ -63,7 +63,8 @@ impl Deputy {
             .ok()
             .and_then(|tls| Carrier::new(&self.poll, tls, token).ok());
         match carrier {
-            Some(carrier) => {
+            Some(mut carrier) => {
+                carrier.heed_compression();
                 let accepted_at = Instant::now();
                 let link = Link {
                     carrier,
@@ -246,6 +247,14 @@ impl Deputy {
         if link.carrier.failure().is_some() {
             self.drop_link(id);
         }
+    }
+
+    /// A link may not have noticed yet that the other machine is gone.
+    pub(super) fn drop_links_of(&mut self, node: NodeId) {
+        let links = self.links.iter();
+        let of_node = links.filter(|(_, link)| link.node == Some(node));
+        let ids: Vec<_> = of_node.map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.drop_link(id));
     }
 
     fn drop_link(&mut self, id: LinkId) {

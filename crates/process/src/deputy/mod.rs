@@ -21,7 +21,6 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use wiglaf_link::{Channel, Interest, LinkError, NodeIdentity, Poll, Ready, Token, TrustError};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{NodeId, TaskId};
-use wiglaf_wire::launch::StdioKind;
 use wiglaf_wire::stream::Stream;
 
 use crate::relay::buffers::Buffers;
@@ -90,7 +89,7 @@ pub fn serve_with(control: OwnedFd, files: Box<dyn Files>) -> Result<(), DeputyE
     let mut deputy = Deputy::new(control, files)?;
     let mut ready = Vec::new();
     loop {
-        let timeout = if deputy.has_questions() {
+        let timeout = if deputy.has_questions() || deputy.has_gifts() {
             Some(Duration::ZERO)
         } else {
             [deputy.deadline(), deputy.files.deadline()]
@@ -115,6 +114,7 @@ pub fn serve_with(control: OwnedFd, files: Box<dyn Files>) -> Result<(), DeputyE
             deputy.tell_changes();
         }
         deputy.answer_questions();
+        deputy.give();
         deputy.tick();
         deputy.tick_files();
     }
@@ -341,7 +341,7 @@ impl Deputy {
             ToDeputy::Attach { task, node, stdio } => {
                 let mut fds = [const { None }; 3];
                 for stream in Stream::ALL {
-                    if stdio[stream.index()] != StdioKind::Null
+                    if stdio[stream.index()].has_descriptor()
                         && let Some(head) = &mut self.head
                     {
                         fds[stream.index()] = Some(head.descriptors().take()?);
@@ -356,12 +356,14 @@ impl Deputy {
                 }
             }
             ToDeputy::Say { task, text } => self.say(task, &text),
+            ToDeputy::Undo { task } => self.undo(task),
             ToDeputy::Detach { task } => self.detach(task),
             ToDeputy::AllowCheck { node, for_ms } => {
                 let until = Instant::now() + Duration::from_millis(for_ms).min(MAX_CHECK);
                 self.checks.insert(node, until);
             }
             ToDeputy::WindowChanged { task } => self.window_changed(task),
+            ToDeputy::Fenced { node } => self.drop_links_of(node),
         }
         Ok(())
     }
@@ -370,6 +372,7 @@ impl Deputy {
         let Some(mut entry) = self.tasks.remove(&task) else {
             return;
         };
+        self.files.keep(task);
         entry
             .streams
             .tokens()

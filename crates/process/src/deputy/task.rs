@@ -137,7 +137,7 @@ impl Task {
             if !has_written(output, after_output) || !has_written(error, after_error) {
                 break;
             }
-            if let Some(sink) = error {
+            if let Some(sink) = error.as_mut().or(output.as_mut()) {
                 if !sentence.words.is_empty() {
                     sink.speak(poll, &std::mem::take(&mut sentence.words));
                 }
@@ -205,7 +205,13 @@ impl Deputy {
         }
         if let Some(fd) = output {
             let port = Port::for_writing(fd);
-            let sink = Sink::new(port, give(Stream::Output), AtEnd::Close, false);
+            // The cluster's words go there when there is no other stream for them.
+            let at_end = if error.is_some() {
+                AtEnd::Close
+            } else {
+                AtEnd::Keep
+            };
+            let sink = Sink::new(port, give(Stream::Output), at_end, false);
             streams.sinks[Stream::Output.index()] = Some(sink);
         }
         if let Some(fd) = error {

@@ -9,8 +9,9 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use rustix::io::Errno;
+use wiglaf_wire::id::TaskId;
 use wiglaf_wire::stream::Relay;
-use wiglaf_wire::view::{Answer, Ask, Change, Content, MAX_CHANGES, Question, Reply};
+use wiglaf_wire::view::{Answer, Ask, Change, Content, Gift, MAX_CHANGES, Question, Reply};
 
 use super::Deputy;
 use super::links::{Link, LinkId};
@@ -43,6 +44,23 @@ pub trait Files: Debug {
     /// When [`Files::tick`] is due.
     fn deadline(&self) -> Option<Instant>;
 
+    /// Whether [`Files::give`] has something for a link.
+    fn has_gifts(&self, _link: LinkId) -> bool {
+        false
+    }
+
+    /// Says what a link will probably ask for, a little at a time.
+    fn give(&mut self, _link: LinkId, _out: &mut Vec<(LinkId, Told)>) {}
+
+    /// The cluster has failed a task: what it has made anew is removed, if [`Ask::For`] told of it.
+    fn undo(&mut self, _task: TaskId, _out: &mut Vec<(LinkId, Told)>) {}
+
+    /// A task has ended by itself: what it has made stays.
+    fn keep(&mut self, _task: TaskId) {}
+
+    /// Nothing runs there any more that would need gifts.
+    fn stop_giving(&mut self, _link: LinkId) {}
+
     /// A link is gone, with all that it had. It may have asked nothing.
     fn close(&mut self, link: LinkId);
 
@@ -58,6 +76,8 @@ pub enum Told {
     Answer(Answer),
     /// What it knows is not so any more.
     Changes(Vec<Change>),
+    /// What it has not asked for yet.
+    Gifts(Vec<Gift>),
 }
 
 /// A deputy that serves no files: every question is answered with this.
@@ -191,6 +211,12 @@ impl Deputy {
             };
             touched.insert(id);
             bytes += brought(&question);
+            if let Ask::For { task } = question.what
+                && self.tasks.get(&task).is_none_or(|task| task.link != Some(id))
+            {
+                // It is not the node's to speak of (S3).
+                continue;
+            }
             if entitled || !question.what.has_answer() || self.is_part_of_check(id, &question.what)
             {
                 self.files.question(id, question, &mut out);
@@ -203,11 +229,47 @@ impl Deputy {
         }
     }
 
+    /// Whether there is something to give without waiting for anything.
+    pub(super) fn has_gifts(&self) -> bool {
+        let mut links = self.links.iter();
+        links.any(|(&id, link)| self.can_give(id, link))
+    }
+
+    /// Gives a little to each link that asks for nothing just now.
+    pub(super) fn give(&mut self) {
+        let mut ready = Vec::new();
+        for (&id, link) in &self.links {
+            if self.can_give(id, link) {
+                ready.push(id);
+            }
+        }
+        let mut out = Vec::new();
+        for id in ready {
+            if self.is_entitled(id) {
+                self.files.give(id, &mut out);
+            } else {
+                self.files.stop_giving(id);
+            }
+        }
+        if !out.is_empty() {
+            self.tell(out);
+        }
+    }
+
     /// Tells what has changed by other hands.
     pub(super) fn tell_changes(&mut self) {
         let mut out = Vec::new();
         self.files.changes(&mut out);
         self.tell(out);
+    }
+
+    /// Removes what a task has made.
+    pub(super) fn undo(&mut self, task: TaskId) {
+        if self.tasks.contains_key(&task) {
+            let mut out = Vec::new();
+            self.files.undo(task, &mut out);
+            self.tell(out);
+        }
     }
 
     /// Lets the files do what is due.
@@ -237,6 +299,7 @@ impl Deputy {
             touched.insert(id);
             match told {
                 Told::Answer(answer) => link.carrier.say(&Relay::Answer(answer)),
+                Told::Gifts(gifts) => link.carrier.say(&Relay::Given(gifts)),
                 Told::Changes(changes) if changes.len() <= MAX_CHANGES => {
                     link.carrier.say(&Relay::Changed(changes));
                 }
@@ -257,6 +320,14 @@ impl Deputy {
 
     fn can_answer(&self, id: LinkId, link: &Link) -> bool {
         !link.questions.waiting.is_empty() && link.may_be_answered(self.is_entitled(id))
+    }
+
+    /// Questions go first. Whether a link may be given anything, the head may have yet to say.
+    fn can_give(&self, id: LinkId, link: &Link) -> bool {
+        link.questions.waiting.is_empty()
+            && !link.carrier.is_congested()
+            && self.files.has_gifts(id)
+            && (!link.is_undecided() || self.is_entitled(id))
     }
 
     /// A node sees a user's files only while it runs something of that user's (S3).

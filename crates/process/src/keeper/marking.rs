@@ -1,5 +1,6 @@
 //! Looking at the mount table for a deputy, at its birth and whenever it asks.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -10,15 +11,12 @@ use wiglaf_link::Token;
 use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_linux::process::{self, Fork};
 use wiglaf_wire::id::DeputyId;
-use wiglaf_wire::marks::{Look, Marked};
+use wiglaf_wire::marks::{Look, MAX_PACKET_BYTES, Marked};
 
 use super::daemon::{log, set_title};
 use super::deputies::SIGKILL;
 use super::marks::{self, Marks};
 use super::{Keeper, Watched};
-
-/// Longest [`Look`] as a packet.
-const LOOK_BYTES: usize = 16;
 
 /// A group without marks, and the deputy's end of the socket, for a child that is not born yet.
 pub(super) struct Unmarked {
@@ -44,7 +42,7 @@ impl Unmarked {
         let group = Group::from(self.group);
         let marks = marks::open_mounts().and_then(|mounts| {
             let say = |what| log(&format!("not watched: {what}"));
-            let file_systems = marks::mark_all(&group, say)
+            let file_systems = marks::mark_all(&group, &BTreeSet::new(), say)
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             Ok(Marks {
                 group: group.into(),
@@ -94,8 +92,11 @@ impl Marking {
     pub(super) fn mark(self) -> ! {
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             set_title("wiglaf: keeper: looking at mounts");
-            let answer = marks::mark_all(&self.group, |_| {}).map(|file_systems| Marked {
-                number: self.look.number,
+            let Look { number, watched } = self.look;
+            let watched = watched.into_iter().collect();
+            let marked = marks::mark_all(&self.group, &watched, |_| {});
+            let answer = marked.map(|file_systems| Marked {
+                number,
                 file_systems,
             });
             let answer = answer
@@ -120,12 +121,12 @@ impl Keeper {
         let Some(marker) = self.deputies.marker(number) else {
             return;
         };
-        let mut packet = [0; LOOK_BYTES];
+        let mut packet = vec![0; MAX_PACKET_BYTES];
         loop {
             match recv(&marker.socket, &mut packet[..], RecvFlags::DONTWAIT) {
                 Ok((length @ 1.., _)) => {
                     let look = postcard::from_bytes(&packet[..length]);
-                    marker.asked = look.ok().or(marker.asked);
+                    marker.asked = look.ok().or(marker.asked.take());
                 }
                 Err(Errno::AGAIN | Errno::INTR) => break,
                 Ok(_) | Err(_) => {

@@ -155,6 +155,7 @@ type HeadChannel = Channel<ToKeeper, FromKeeper>;
 struct Head {
     channel: HeadChannel,
     token: Token,
+    waits_for_room: bool,
     /// It does not take what it is sent. It is dropped at the end of the turn, since what it sent
     /// before is still to be obeyed.
     deaf: bool,
@@ -295,6 +296,7 @@ impl Keeper {
             self.head = Some(Head {
                 channel,
                 token,
+                waits_for_room: false,
                 deaf: false,
             });
             Ok(())
@@ -409,15 +411,15 @@ impl Keeper {
 
     fn flush_head(&mut self) {
         let Some(head) = &mut self.head else { return };
-        let flushed = head.channel.flush();
-        let interest = Interest::read_and(head.channel.wants_write());
-        if head.deaf
-            || flushed.is_err()
-            || self
-                .poll
-                .modify(&head.channel, head.token, interest)
-                .is_err()
-        {
+        let mut is_lost = head.deaf || head.channel.flush().is_err();
+        let waits = head.channel.wants_write();
+        if waits != head.waits_for_room {
+            head.waits_for_room = waits;
+            let interest = Interest::read_and(waits);
+            let modified = self.poll.modify(&head.channel, head.token, interest);
+            is_lost |= modified.is_err();
+        }
+        if is_lost {
             self.read_head_to_end();
             self.drop_head();
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt;
 use wiglaf_link::{Interest, LinkError, Poll, TlsLink, Token};
-use wiglaf_wire::frame::{DataHeader, Frame};
+use wiglaf_linux::tcp;
+use wiglaf_wire::frame::{Compression, DataHeader, Frame};
 use wiglaf_wire::id::TaskId;
 use wiglaf_wire::stream::{Relay, Stream};
 
@@ -15,10 +16,16 @@ use super::flow::FlowError;
 
 /// Sources are not read while more than this waits for the socket: the network sets the pace.
 const CONGESTED_BYTES: usize = 512 << 10;
-/// A link on which the other machine acknowledges nothing for so long is broken.
-const SILENCE_LIMIT: Duration = Duration::from_secs(20);
-/// A quiet link is probed after this long, so that a dead machine is noticed.
+/// A link on which the other machine acknowledges nothing for so long is broken. It is no lease:
+/// that ends an agent's links when it is over, and the head's fence the deputies' ends of them.
+/// Until then what is under way must not be lost; a longer lease than this would be.
+const SILENCE_LIMIT: Duration = Duration::from_secs(900);
+/// A quiet link is probed after this long, so that a dead machine is noticed some time.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
+/// What is not acknowledged is sent again this often, so that a link goes on soon after the cable
+/// does. Before Linux 6.15 it may take as long again as the cable was cut. Not less: if the other
+/// end had no room at last, Linux asks only 15 times (`tcp_retries2`), which is to last a lease.
+const LONGEST_RETRY: Duration = Duration::from_secs(6);
 
 /// Why a link is over.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +59,9 @@ impl Carrier {
         token: Token,
     ) -> Result<Carrier, Errno> {
         let silence_ms = u32::try_from(SILENCE_LIMIT.as_millis()).unwrap_or(u32::MAX);
-        // Only to notice sooner that a machine is gone; a link works without.
+        // Each helps in bad times only; a link works without.
         let _ = sockopt::set_tcp_user_timeout(&tls, silence_ms);
+        let _ = tcp::set_longest_retry(&tls, LONGEST_RETRY);
         let _ = sockopt::set_socket_keepalive(&tls, true);
         let _ = sockopt::set_tcp_keepidle(&tls, PROBE_AFTER);
         let _ = sockopt::set_tcp_keepintvl(&tls, PROBE_AFTER / 2);
@@ -67,6 +75,16 @@ impl Carrier {
             failed: None,
             stalled,
         })
+    }
+
+    /// Says when both ends of the link compress what they send.
+    pub(crate) fn offer_compression(&mut self, compression: Compression) {
+        self.tls.offer_compression(compression);
+    }
+
+    /// Lets the other end say that.
+    pub(crate) fn heed_compression(&mut self) {
+        self.tls.heed_compression();
     }
 
     pub(crate) fn tls(&self) -> &TlsLink<Relay, Relay> {

@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use wiglaf_link::{Poll, Ready, Token};
-use wiglaf_wire::frame::Frame;
+use wiglaf_link::{Poll, Ready, Token, Traffic};
+use wiglaf_wire::frame::{Compression, Frame};
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
 use wiglaf_wire::stream::{Relay, Stream};
-use wiglaf_wire::view::{Answer, Change};
+use wiglaf_wire::view::{Answer, Change, Gift};
 
 use super::buffers::Buffers;
 use super::streams::Streams;
@@ -75,6 +75,8 @@ pub enum RelayEvent {
     Answered(DeputyId, Answer),
     /// A deputy says what has changed of what it told, in its place among the answers.
     Changed(DeputyId, Vec<Change>),
+    /// A deputy tells what was not asked for, likewise.
+    Given(DeputyId, Vec<Gift>),
 }
 
 /// The agent's end of all relays.
@@ -87,6 +89,10 @@ pub struct NodeRelay {
     terminals: PathBuf,
     buffers: Buffers,
     serves_view: bool,
+    compression: Compression,
+    /// Whose links have something queued that may be sent late, if that is allowed.
+    late: Vec<DeputyId>,
+    may_be_late: bool,
     /// Not told yet: see [`NodeRelay::take_unlinked`].
     unlinked: Vec<DeputyId>,
 }
@@ -149,6 +155,9 @@ impl NodeRelay {
             terminals: TERMINALS.into(),
             buffers: Buffers::default(),
             serves_view: false,
+            late: Vec::new(),
+            may_be_late: false,
+            compression: Compression::Adaptive,
             unlinked: Vec::new(),
         }
     }
@@ -161,6 +170,20 @@ impl NodeRelay {
     /// Where deputies are dialled, and as whom.
     pub fn set_identity(&mut self, head: SocketAddr, config: Arc<rustls::ClientConfig>) {
         self.identity = Some((head, config));
+    }
+
+    /// When links that are dialled from now on compress what they carry, at both ends. Without a
+    /// word: when that is sooner there.
+    pub fn set_compression(&mut self, compression: Compression) {
+        self.compression = compression;
+    }
+
+    /// What has gone over the link to a deputy since it was dialled, if it is up.
+    pub fn traffic(&self, deputy: DeputyId) -> Option<Traffic> {
+        match &self.links.get(&deputy)?.state {
+            State::Up(carrier) => Some(carrier.tls().traffic()),
+            State::Connecting(_) | State::Down => None,
+        }
     }
 
     /// Where the tasks' `devpts` is mounted, as the agent sees it.
@@ -186,7 +209,7 @@ impl NodeRelay {
         }
         let (child, ends) = stdio::make(task, stdio, window, &self.terminals)?;
         let entry = ends.into_task(poll, task, deputy, &mut self.tokens);
-        let wants_link = self.serves_view || stdio.iter().any(|&kind| kind != StdioKind::Null);
+        let wants_link = self.serves_view || stdio.iter().any(|kind| kind.has_descriptor());
         self.tasks.insert(task, entry);
         if wants_link {
             let link = self.links.entry(deputy).or_default();
@@ -195,7 +218,10 @@ impl NodeRelay {
             match &mut link.state {
                 State::Up(carrier) => {
                     attach(self.tasks.get_mut(&task), carrier);
-                    self.settle(poll, deputy);
+                    // With a view a question follows at once, which takes it along.
+                    if !self.serves_view {
+                        self.settle(poll, deputy);
+                    }
                 }
                 State::Connecting(_) => {}
                 State::Down => self.dial(poll, deputy),
@@ -316,8 +342,32 @@ impl NodeRelay {
         entry
             .streams
             .ready(poll, stream, carrier, &mut self.buffers);
-        self.settle(poll, deputy);
+        if self.may_be_late && entry.streams.is_closed(stream) {
+            // The other output ends in a moment, most likely.
+            self.late.push(deputy);
+        } else {
+            self.settle(poll, deputy);
+        }
         self.check_drained(task, events);
+    }
+
+    /// From now on the end of an output waits a moment for another's: [`NodeRelay::send_late`] is
+    /// called.
+    pub fn set_may_be_late(&mut self) {
+        self.may_be_late = true;
+    }
+
+    /// Whether there is something for [`NodeRelay::send_late`].
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Sends what was worth waiting a moment with, for others to go with it. To be called before
+    /// the loop sleeps.
+    pub fn send_late(&mut self, poll: &Poll) {
+        for deputy in std::mem::take(&mut self.late) {
+            self.settle(poll, deputy);
+        }
     }
 
     fn discard(&mut self, poll: &Poll, task: TaskId) {
@@ -416,6 +466,10 @@ impl NodeRelay {
                 }
                 Relay::Changed(changes) => {
                     events.push(RelayEvent::Changed(deputy, changes));
+                    continue;
+                }
+                Relay::Given(gifts) => {
+                    events.push(RelayEvent::Given(deputy, gifts));
                     continue;
                 }
                 message => message,
@@ -549,6 +603,6 @@ fn task_of(message: &Relay) -> Option<TaskId> {
         | Relay::Passed { task, .. }
         | Relay::Broken { task, .. }
         | Relay::Resize { task, .. } => Some(*task),
-        Relay::Ask(_) | Relay::Answer(_) | Relay::Changed(_) => None,
+        Relay::Ask(_) | Relay::Answer(_) | Relay::Changed(_) | Relay::Given(_) => None,
     }
 }

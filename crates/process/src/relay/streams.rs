@@ -559,6 +559,12 @@ impl Streams {
         self.sources.iter().flatten().all(Source::is_done)
     }
 
+    /// Whether nothing more is read for a stream here.
+    pub(crate) fn is_closed(&self, stream: Stream) -> bool {
+        let source = self.sources[stream.index()].as_ref();
+        source.is_some_and(|source| source.port.is_none())
+    }
+
     /// Closes every descriptor.
     pub(crate) fn close(&mut self, poll: &Poll) {
         self.sources

@@ -106,6 +106,32 @@ fn s3_a_check_may_look_for_a_while_and_not_read() {
 }
 
 #[test]
+fn a_fenced_node_has_no_link() {
+    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
+    rig.relay.set_serves_view();
+    rig.attach(task(0), NOTHING, vec![]);
+    let child = rig.start(task(0), NOTHING, &["true"]);
+    assert!(rig.relay.ask(&rig.poll, DEPUTY, read(1)));
+    answer(&mut rig, 1).unwrap();
+    assert_eq!(rig.relay.take_unlinked(), []);
+    // The head keeps no copy of it.
+    rig.accepted = None;
+    let fenced = |node| ToDeputy::Fenced { node };
+    let other = NodeId(NODE.0 + 1);
+    rig.head.send(&fenced(other), vec![]).unwrap();
+    assert!(rig.relay.ask(&rig.poll, DEPUTY, read(2)));
+    answer(&mut rig, 2).unwrap();
+    rig.head.send(&fenced(NODE), vec![]).unwrap();
+    let mut unlinked = Vec::new();
+    rig.until("the end of the link", |rig| {
+        unlinked.extend(rig.relay.take_unlinked());
+        !unlinked.is_empty()
+    });
+    assert_eq!(unlinked, [DEPUTY]);
+    assert!(rig.finish(task(0), child).success());
+}
+
+#[test]
 fn a_question_waits_for_the_head_to_name_the_task() {
     let mut rig = Rig::serving(|| Box::new(Echoes::default()));
     rig.relay.set_serves_view();

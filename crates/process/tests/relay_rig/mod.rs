@@ -17,6 +17,7 @@ use wiglaf_link::{Authority, Channel, Interest, Poll, Role, Token, client_config
 use wiglaf_process::deputy::{self, CONTROL_CHANNEL, CONTROL_END, Files, NoFiles};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
+use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
 
@@ -76,10 +77,13 @@ impl Rig {
         let poll = Poll::new().unwrap();
         poll.add(&listener, Token(1), Interest::Read).unwrap();
         let mut relay = NodeRelay::new(100);
+        relay.set_may_be_late();
         relay.set_identity(
             listener.local_addr().unwrap(),
             client_config(&authority.issue(Role::Node(NODE)).unwrap()).unwrap(),
         );
+        // Here the wire is as fast as memory, and nothing would be compressed of itself.
+        relay.set_compression(Compression::Always);
         let head = new_head(&keeper, &authority, &[]);
         Rig {
             authority,
@@ -160,6 +164,7 @@ impl Rig {
             }
         }
         self.relay.tick(&self.poll, &mut self.events);
+        self.relay.send_late(&self.poll);
     }
 
     pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&mut Rig) -> bool) {

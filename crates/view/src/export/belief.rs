@@ -4,6 +4,8 @@
 
 use std::collections::HashSet;
 
+use crate::watch::Points;
+
 /// Names of one directory that are remembered one by one; beyond, all of them matter.
 const MAX_NAMES: usize = 1024;
 
@@ -50,6 +52,29 @@ impl Belief {
             Names::AllBut(names) => {
                 names.remove(name);
             }
+        }
+    }
+
+    /// Whether the node is known to know a name by itself. Of a listed directory it may have heard
+    /// only a part.
+    pub(super) fn knows(&self, name: &[u8]) -> bool {
+        matches!(&self.names, Names::Some(names) if names.contains(name))
+    }
+
+    /// Whether anything is believed.
+    pub(super) fn is_any(&self) -> bool {
+        self.attributes || self.content || !matches!(self.names, Names::None)
+    }
+
+    /// Whether anything is believed of a name that is mounted on.
+    pub(super) fn is_about_any(&self, points: &Points) -> bool {
+        match &self.names {
+            Names::None => false,
+            Names::Some(names) if names.len() < points.len() => {
+                names.iter().any(|name| points.has_name(name))
+            }
+            Names::Some(names) => points.names().any(|name| names.contains(name)),
+            Names::AllBut(names) => points.names().any(|name| !names.contains(name)),
         }
     }
 

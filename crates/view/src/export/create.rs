@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use wiglaf_wire::id::TaskId;
 use wiglaf_wire::view::{Attributes, Content, FileId, HandleId, Reply};
 
 use super::handles::{Access, open_flags};
@@ -19,7 +20,7 @@ impl Export {
     pub(super) fn create(
         &mut self,
         link: LinkId,
-        who: Owner,
+        (who, task): (Owner, Option<TaskId>),
         (parent, name): (FileId, &[u8]),
         (mode, umask): (u32, u32),
         flags: u32,
@@ -38,6 +39,7 @@ impl Export {
             match made {
                 Ok(made) => {
                     self.entry_changed(link, parent, name);
+                    self.note_made(task, parent, name);
                     return self.made(link, &directory, Some(name), made, flags, handle);
                 }
                 Err(Errno::EXIST) if !exclusive => {}

@@ -25,6 +25,21 @@ impl Export {
         offset: u64,
         length: u32,
     ) -> Result<Reply, Errno> {
+        if self.is_given(link, file, offset, length) {
+            return Ok(Reply::Given);
+        }
+        self.read_part(link, file, handle, offset, length)
+    }
+
+    /// Reads without regard to what is on its way.
+    pub(super) fn read_part(
+        &mut self,
+        link: LinkId,
+        file: FileId,
+        handle: Option<HandleId>,
+        offset: u64,
+        length: u32,
+    ) -> Result<Reply, Errno> {
         let opened = match handle {
             Some(handle) => {
                 let handle = self.handle(link, handle)?;

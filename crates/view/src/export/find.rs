@@ -6,7 +6,7 @@ use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 use wiglaf_wire::view::{Attributes, Content, FileId, Reply, Space};
 
-use super::table::{Directory, Found};
+use super::table::{Directory, Found, Identity};
 use super::{Export, LinkId, descriptor};
 
 impl Export {
@@ -89,6 +89,11 @@ impl Export {
         let xattrs = descriptor::has_xattrs(&path);
         let watch = self.watch.as_mut();
         let file = self.table.enter(link, path, stat, found, watch)?;
+        if let Some(name) = found.name {
+            let to = (file, Identity::of(stat).mount);
+            self.crossings
+                .learn(&self.table, found.directory, name, to);
+        }
         if let Some(belief) = self.belief(link, file) {
             belief.tell();
         }

@@ -219,6 +219,9 @@ impl Export {
                 wholes: HashMap::new(),
             };
             link.handles.insert(handle, opened);
+            if is_reader {
+                link.readers.entry(number).or_insert(handle);
+            }
             self.table.add_handle(number);
         }
     }
@@ -233,11 +236,17 @@ impl Export {
             return;
         };
         let closed = of_link.handles.remove(&handle);
+        if let Some(closed) = &closed
+            && of_link.readers.get(&closed.number) == Some(&handle)
+        {
+            of_link.readers.remove(&closed.number);
+        }
         for file in of_link.locks.close(handle) {
             self.end_writing(file, None);
         }
         if let Some(closed) = closed {
             self.end_handle(link, closed);
+            self.closed_given(link, handle);
         }
         self.released = true;
     }

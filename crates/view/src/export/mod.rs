@@ -14,7 +14,9 @@ use std::time::Instant;
 use rustix::io::Errno;
 use wiglaf_linux::creds::CredsError;
 use wiglaf_linux::signal::{Disposition, set_disposition};
-use wiglaf_wire::view::{Answer, Ask, Change, FileId, HandleId, MAX_CHANGES, Question, Reply};
+use wiglaf_wire::view::{
+    Answer, Ask, Change, FileId, Gift, HandleId, MAX_CHANGES, Question, Reply,
+};
 
 use crate::watch::{Event, Watch};
 
@@ -24,17 +26,22 @@ mod create;
 mod data;
 mod descriptor;
 mod find;
+mod give;
+mod giving;
 mod guards;
 mod handles;
 mod hidden;
+mod learned;
 mod list;
 mod locks;
 mod maker;
+mod mounts;
 mod names;
 mod opened;
 mod pseudo;
 mod reach;
 mod table;
+mod undo;
 mod waiting;
 mod writers;
 mod xattrs;
@@ -42,14 +49,18 @@ mod xattrs;
 pub use table::MAX_FILES_IN_TABLE;
 
 use belief::Belief;
+use giving::Giving;
 use guards::Guards;
 use handles::Handle;
 use hidden::Hidden;
+use learned::Learned;
 use list::Listings;
 use locks::Locks;
 use maker::Maker;
+use mounts::Crossings;
 use opened::Opened;
 use table::Table;
+use undo::Undo;
 use waiting::Waiting;
 
 /// Why an export can't start.
@@ -85,6 +96,8 @@ pub enum Told {
     Answer(Answer),
     /// What is not as it was told; never more than [`MAX_CHANGES`], never none.
     Changes(Vec<Change>),
+    /// What it has not asked for yet; never none.
+    Gifts(Vec<Gift>),
 }
 
 /// One deputy's end of all views that show files with its rights.
@@ -102,7 +115,10 @@ pub struct Export {
     guards: Guards,
     listings: Listings,
     hidden: Hidden,
+    crossings: Crossings,
+    learned: Learned,
     maker: Maker,
+    undo: Undo,
     watch: Option<Watch>,
 }
 
@@ -110,7 +126,10 @@ pub struct Export {
 #[derive(Default)]
 struct Link {
     handles: HashMap<HandleId, Handle>,
+    /// The files that are open to be read alone, each by its first handle.
+    readers: HashMap<FileId, HandleId>,
     locks: Locks,
+    giving: Giving,
 }
 
 /// What a question leads to: an answer now, later, or never.
@@ -156,7 +175,10 @@ impl Export {
             guards: Guards::default(),
             listings: Listings::default(),
             hidden: Hidden::new(hidden),
+            crossings: Crossings::default(),
+            learned: Learned::default(),
             maker: Maker::new().map_err(ExportError::Rights)?,
+            undo: Undo::default(),
             watch,
         })
     }
@@ -251,6 +273,7 @@ impl Export {
     fn answer(&mut self, link: LinkId, question: Question) -> Result<Outcome, Errno> {
         let Question { id, uid, gid, what } = question;
         let who = maker::Owner { uid, gid };
+        let task = self.undo.take_asking(link);
         let reply = match what {
             Ask::Barrier => Reply::Done,
             Ask::Lookup { parent, name } => self.look_up(link, parent, &name)?,
@@ -265,7 +288,11 @@ impl Export {
                 what,
                 mode,
                 umask,
-            } => self.make(link, who, (parent, &name), &what, mode, umask)?,
+            } => {
+                let reply = self.make(link, who, (parent, &name), &what, mode, umask)?;
+                self.note_made(task, parent, &name);
+                reply
+            }
             Ask::Create {
                 parent,
                 name,
@@ -273,7 +300,10 @@ impl Export {
                 umask,
                 flags,
                 handle,
-            } => self.create(link, who, (parent, &name), (mode, umask), flags, handle)?,
+            } => {
+                let new = (parent, &*name);
+                self.create(link, (who, task), new, (mode, umask), flags, handle)?
+            }
             Ask::Temporary {
                 parent,
                 mode,
@@ -281,7 +311,11 @@ impl Export {
                 flags,
                 handle,
             } => self.temporary(link, who, parent, (mode, umask), flags, handle)?,
-            Ask::Link { file, parent, name } => self.link(link, file, parent, &name)?,
+            Ask::Link { file, parent, name } => {
+                let reply = self.link(link, file, parent, &name)?;
+                self.note_made(task, parent, &name);
+                reply
+            }
             Ask::Remove {
                 parent,
                 name,
@@ -393,6 +427,22 @@ impl Export {
                 self.forget(link, file, count);
                 return Ok(Outcome::Silence);
             }
+            Ask::For { task } => {
+                self.undo.asks_next(link, task);
+                return Ok(Outcome::Silence);
+            }
+            Ask::Expect(program) => {
+                self.expect(link, program);
+                return Ok(Outcome::Silence);
+            }
+            Ask::Used { program, uses } => {
+                self.used(link, program, uses);
+                return Ok(Outcome::Silence);
+            }
+            Ask::Took { weight, settled } => {
+                self.took(link, weight, settled);
+                return Ok(Outcome::Silence);
+            }
         };
         Ok(Outcome::Reply(reply))
     }
@@ -435,11 +485,16 @@ impl Export {
                     self.name_of_file_changed(directory, name, Asker::Nobody);
                 }
             }
+            Event::Remounted(mounts) => self.remounted(mounts),
             Event::Lost => {
                 self.table.disbelieve_all();
+                self.crossings.clear();
                 self.readers.clear();
                 self.guards.doubt_all();
                 self.news.clear();
+                for link in self.links.values_mut() {
+                    link.giving.start_over();
+                }
                 let everybody = self.links.keys();
                 self.news
                     .extend(everybody.map(|&link| (link, Change::Everything)));

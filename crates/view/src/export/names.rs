@@ -78,6 +78,7 @@ impl Export {
         };
         rustix::fs::unlinkat(&directory.path, name, flags)?;
         self.table.vacate(child, parent, name);
+        self.note_gone(parent, name);
         self.entry_changed(link, parent, name);
         self.inode_changed(child, false, Asker::Nobody, None);
         Ok(Reply::Done)
@@ -108,6 +109,7 @@ impl Export {
             RenameFlags::from_bits_retain(flags),
         )?;
         self.resettle(moved, (from_parent, from), (to_parent, to));
+        self.note_renamed((from_parent, from), (to_parent, to), replaced.is_some(), flags);
         if let Some(replaced) = replaced.filter(|replaced| *replaced != moved) {
             if RenameFlags::from_bits_retain(flags).contains(RenameFlags::EXCHANGE) {
                 self.resettle(replaced, (to_parent, to), (from_parent, from));

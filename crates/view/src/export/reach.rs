@@ -88,7 +88,6 @@ impl Held {
         }
     }
 
-    #[cfg(test)]
     pub(super) fn set_most(&mut self, most: usize) {
         self.most = most;
     }
@@ -183,6 +182,24 @@ impl Table {
         }
     }
 
+    /// A directory stays in the table, for somebody who may need it again.
+    pub(super) fn stay(&mut self, directory: FileId) {
+        if let Some(file) = self.files.get_mut(&directory) {
+            file.reach.inside += 1;
+        }
+    }
+
+    /// Takes one [`stay`](Table::stay) back.
+    pub(super) fn leave_alone(&mut self, directory: FileId) {
+        let place = Place {
+            directory,
+            name: Box::default(),
+        };
+        if let Some(unused) = self.leave(Some(place)) {
+            self.remove(unused);
+        }
+    }
+
     /// What a file that is no more leaves behind; returns its directory if that was there for its
     /// sake alone.
     pub(super) fn release(&mut self, reach: Reach) -> Option<FileId> {
@@ -200,7 +217,7 @@ impl Table {
     }
 
     /// Opens a file without a descriptor by its place, and the directories on the way to it.
-    fn walk_to(&self, number: FileId) -> Result<Rc<OwnedFd>, Errno> {
+    pub(super) fn walk_to(&self, number: FileId) -> Result<Rc<OwnedFd>, Errno> {
         let mut steps = Vec::new();
         let mut at = number;
         let mut path = loop {
@@ -256,6 +273,26 @@ impl Table {
                 self.held.count -= 1;
             }
         }
+    }
+
+    /// The path at which a file was found last; that of the root is empty.
+    pub(super) fn path_of(&self, number: FileId) -> Option<Vec<u8>> {
+        let mut names = Vec::new();
+        let mut at = number;
+        while at != FileId::ROOT {
+            let place = self.files.get(&at)?.reach.place.as_ref()?;
+            if names.len() >= MAX_DEPTH {
+                return None;
+            }
+            names.push(&place.name);
+            at = place.directory;
+        }
+        let mut path = Vec::new();
+        for name in names.into_iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        Some(path)
     }
 
     /// Whether a file would be found by its place.

@@ -65,7 +65,7 @@ pub(super) struct Inode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) inode: Inode,
-    mount: u64,
+    pub(super) mount: u64,
 }
 
 /// When a file was made, where its file system knows: a number of an inode comes again.
@@ -76,6 +76,7 @@ pub(super) struct Directory {
     pub(super) file: FileId,
     pub(super) path: Rc<OwnedFd>,
     pub(super) device: u64,
+    pub(super) mount: u64,
     pub(super) opaque: bool,
 }
 
@@ -171,7 +172,7 @@ impl Table {
     }
 
     /// The number that this inode has under this mount.
-    fn number_of(&self, stat: &Statx) -> Option<FileId> {
+    pub(super) fn number_of(&self, stat: &Statx) -> Option<FileId> {
         let identity = Identity::of(stat);
         let of_mount = |number: &&FileId| {
             let file = self.files.get(number);
@@ -280,11 +281,12 @@ impl Table {
         if found.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        let (device, opaque) = (found.identity.inode.device, found.opaque);
+        let (identity, opaque) = (found.identity, found.opaque);
         Ok(Directory {
             file,
             path: self.hold(file)?,
-            device,
+            device: identity.inode.device,
+            mount: identity.mount,
             opaque,
         })
     }
@@ -353,6 +355,23 @@ impl Table {
                 telling.belief = Belief::default();
             }
         }
+    }
+
+    /// Nobody says any more when files of these devices change; which files that concerns.
+    pub(super) fn unwatch(&mut self, devices: &[u64]) -> Vec<FileId> {
+        if devices.is_empty() {
+            return Vec::new();
+        }
+        let mut unwatched = Vec::new();
+        for (&number, file) in &mut self.files {
+            if devices.contains(&file.identity.inode.device) {
+                unwatched.push(number);
+                if let Some(key) = file.key.take() {
+                    take_out(&mut self.by_key, &key, number);
+                }
+            }
+        }
+        unwatched
     }
 
     /// Takes back tellings; whether the link has none of the file any more.
@@ -466,6 +485,15 @@ impl File {
 
     pub(super) fn is_open(&self) -> bool {
         self.handles > 0
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// What links believe of it.
+    pub(super) fn beliefs(&self) -> impl Iterator<Item = &Belief> {
+        self.tellings.iter().map(|(_, telling)| &telling.belief)
     }
 }
 

@@ -53,18 +53,25 @@ impl Session {
         }
     }
 
-    /// Events were lost, or something was mounted: nothing that was told is sure.
+    /// Events were lost: nothing that was told is sure.
     pub(super) fn everything_changed(&mut self) {
+        self.uses.start_over();
         let nodes: Vec<u64> = self.files.keys().copied().collect();
         for node in nodes {
             self.doubt(node);
         }
     }
 
-    /// What nobody watches is not believed past a launch.
+    /// What nobody watches is not believed past a launch. What has been doubted since it was told
+    /// last need not be doubted again: the kernel knows.
     pub(super) fn drop_unwatched(&mut self) {
+        let is_blank = |file: &super::File| {
+            let directory = file.directory.as_ref();
+            file.doubted && file.link.is_none() && directory.is_none_or(|one| one.is_blank())
+        };
         let unwatched = |file: &super::File| {
-            !file.watched && (file.attributes.is_some() || file.directory.is_some())
+            let is_known = file.attributes.is_some() || file.directory.is_some();
+            !file.watched && is_known && !(file.attributes.is_none() && is_blank(file))
         };
         let nodes: Vec<u64> = self
             .files
@@ -80,7 +87,8 @@ impl Session {
     /// Forgets what is known of one file and of its names, here and in the kernel. Its content is
     /// kept for the case that the file turns out to be as it was: whoever opens it asks, and what
     /// is open is asked for at once.
-    fn doubt(&mut self, node: u64) {
+    pub(super) fn doubt(&mut self, node: u64) {
+        self.drop_pieces(node);
         let Some(file) = self.files.get_mut(&node) else {
             return;
         };

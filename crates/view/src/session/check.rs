@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use wiglaf_wire::view::{Ask, FileId, Reply as Told};
 
 use super::listing::Name;
-use super::{Effect, NOBODY, Session, Waiting};
+use super::{Effect, NOBODY, Session, Waiting, errno};
 
 /// Differences that are told in words.
 const MAX_DIFFERENCES: usize = 100;
@@ -78,6 +78,8 @@ impl Session {
         let difference = match (believed, result) {
             // Taken back meanwhile.
             (None, _) => None,
+            // Something was mounted over the way to it. Whether that is known, its names show.
+            (_, Err(errno::STALE)) => None,
             (Some(believed), Ok(Told::Attributes(mut now))) => {
                 // Reading a file changes it for nobody.
                 now.times[0] = believed.times[0];
@@ -112,6 +114,7 @@ impl Session {
                 None
             }
             (None, _) | (Some(Name::Nothing), Ok(Told::Entry(None))) => None,
+            (_, Err(errno::STALE)) => None,
             (Some(_), Ok(Told::Entry(Some(now)))) => {
                 let node = self.learn(now, true);
                 let same = self.leads_to(parent, name, node);

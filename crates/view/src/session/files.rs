@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use wiglaf_fuse::{Reply, SetAttributes as Wanted, Valid};
-use wiglaf_wire::view::{Ask, Attributes, FileId, HandleId, Reply as Told, SetAttributes};
+use wiglaf_wire::view::{Ask, Attributes, FileId, HandleId, Reply as Told, SetAttributes, Use};
 
+use super::given::Pieces;
 use super::listing::Directory;
 use super::{Effect, OWN_FIRST, Session, UNWATCHED_MS, Waiting, convert, unexpected};
 
@@ -43,6 +44,10 @@ pub(super) struct File {
     /// Whether what is told of it is taken back.
     pub(super) watched: bool,
     pub(super) directory: Option<Box<Directory>>,
+    /// Parts that were given, of a file that is not small.
+    pub(super) pieces: Option<Box<Pieces>>,
+    /// The deputy knows that somebody opens it, or reads it if it is a link or directory.
+    pub(super) was_opened: bool,
     idle_stamp: u64,
 }
 
@@ -144,6 +149,7 @@ impl Session {
     }
 
     pub(super) fn drop_content(&mut self, node: u64) {
+        self.drop_pieces(node);
         if let Some(file) = self.files.get_mut(&node)
             && let Some(content) = file.content.take()
         {
@@ -193,6 +199,7 @@ impl Session {
         if file.kernel == 0 {
             // The kernel has dropped the content with the file.
             file.pages_stale = false;
+            self.drop_pieces(node);
             self.idle(node);
             self.evict();
             self.drop_if_unneeded(node);
@@ -374,6 +381,7 @@ impl Session {
 
     pub(super) fn read_link(&mut self, unique: u64, who: (u32, u32), node: u64) {
         let good = self.valid_attributes(node).is_some();
+        self.note_once(node, Use::Link(FileId(node)));
         if good && let Some(text) = self.files.get(&node).and_then(|file| file.link.clone()) {
             return self.reply(unique, Reply::Data(text));
         }

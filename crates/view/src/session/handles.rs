@@ -20,7 +20,7 @@ pub(super) struct Handle {
     pub(super) file: u64,
     /// What the deputy calls it. Files that are open for reading share one.
     pub(super) deputys: HandleId,
-    shared: bool,
+    pub(super) shared: bool,
     /// Every write is answered when the head has it.
     waits: bool,
     unacknowledged: u32,
@@ -30,7 +30,7 @@ pub(super) struct Handle {
     was_told: bool,
     /// Requests that wait for all writes to arrive.
     flushes: Vec<Flush>,
-    for_reading: bool,
+    pub(super) for_reading: bool,
     owner: u32,
 }
 
@@ -82,6 +82,9 @@ impl Session {
     }
 
     pub(super) fn open(&mut self, unique: u64, who: (u32, u32), node: u64, flags: u32) {
+        if reads_only(flags) {
+            self.note_open(node, flags);
+        }
         if reads_only(flags)
             && flags & O_DIRECT == 0
             && self.valid_attributes(node).is_some_and(|told| told.watched)
@@ -214,35 +217,6 @@ impl Session {
             ..Opened::default()
         };
         self.reply(unique, Reply::Created { entry, opened });
-    }
-
-    pub(super) fn read(
-        &mut self,
-        unique: u64,
-        who: (u32, u32),
-        node: u64,
-        handle: u64,
-        (offset, size): (u64, u32),
-    ) {
-        let Some(open) = self.handles.get(&handle) else {
-            return self.fail(unique, errno::BADF);
-        };
-        if open.shared
-            && let Some(content) = self.files.get(&node).and_then(|file| file.content.clone())
-        {
-            let from = usize::try_from(offset)
-                .unwrap_or(usize::MAX)
-                .min(content.len());
-            let to = from.saturating_add(size as usize).min(content.len());
-            return self.reply(unique, Reply::Data(content[from..to].to_vec()));
-        }
-        let what = Ask::Read {
-            file: FileId(open.file),
-            handle: Some(open.deputys),
-            offset,
-            length: size,
-        };
-        self.ask(who, what, Waiting::Read { unique });
     }
 
     pub(super) fn write(

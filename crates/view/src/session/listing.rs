@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use wiglaf_fuse::{DirectoryBuffer, Reply};
-use wiglaf_wire::view::{Ask, Entry, FileId, MAX_ENTRIES, Reply as Told};
+use wiglaf_wire::view::{Ask, Entry, FileId, MAX_ENTRIES, Reply as Told, Use};
 
 use super::names::Found;
 use super::{OWN_FIRST, PARKED, Session, Waiting, unexpected};
@@ -118,9 +118,18 @@ impl Directory {
         self.next_fetch = 0;
     }
 
+    /// Whether nothing has been learnt since [`Directory::unlearn`], and nothing is coming.
+    pub(super) fn is_blank(&self) -> bool {
+        self.names.is_empty() && !self.complete && self.order.is_empty() && self.coming == 0
+    }
+
     /// Our own new directory.
     pub(super) fn begin_empty(&mut self) {
         self.complete = true;
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = (&Vec<u8>, &Option<Name>)> {
@@ -238,6 +247,7 @@ impl Session {
     }
 
     pub(super) fn read_directory(&mut self, node: u64, reader: Reader) {
+        self.note_once(node, Use::Listed(FileId(node)));
         if let Some(directory) = self.watched_directory(node) {
             directory.was_read = true;
             if directory.index(reader.offset).is_some() {
@@ -306,7 +316,7 @@ impl Session {
     }
 
     /// Takes in the files that a listing told of; entries lose their attributes.
-    fn learn_entries(&mut self, node: u64, entries: &mut [Entry]) {
+    pub(super) fn learn_entries(&mut self, node: u64, entries: &mut [Entry]) {
         for entry in entries {
             let own = node == FileId::ROOT.0 && self.own.iter().any(|(own, _)| *own == entry.name);
             let known = entry
@@ -326,7 +336,7 @@ impl Session {
     }
 
     /// Keeps what comes after what is kept already, if nothing has changed since it was asked.
-    fn keep_order(
+    pub(super) fn keep_order(
         &mut self,
         node: u64,
         (from, version): (u64, u64),

@@ -12,18 +12,22 @@ mod changes;
 mod check;
 mod convert;
 mod files;
+mod given;
 mod handles;
 mod listing;
 mod locks;
 mod names;
 mod pins;
+mod reading;
 mod requests;
 mod statistics;
+mod uses;
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
 
 use wiglaf_fuse::{Notification, Reply};
+use wiglaf_wire::id::TaskId;
 use wiglaf_wire::view::{
     Answer, Ask, Change, FileId, HandleId, LockStyle, Question, Reply as Told,
 };
@@ -33,6 +37,7 @@ use handles::Handle;
 use listing::Reader;
 use pins::Pin;
 pub use statistics::Statistics;
+use uses::Uses;
 
 /// How long what can't be watched is believed, in milliseconds.
 pub const UNWATCHED_MS: u64 = 1000;
@@ -116,6 +121,8 @@ pub struct Session {
     /// Questions by the request that waits for them, with the asking process.
     by_request: HashMap<u64, (u64, u32)>,
     asker: u32,
+    /// Of whom the kernel asks, if what that one makes may have to be undone.
+    maker: Option<TaskId>,
     next_question: u64,
     next_handle: u64,
     unacknowledged: u64,
@@ -127,6 +134,8 @@ pub struct Session {
     /// Open files that read through a descriptor which the deputy holds for a file.
     readers: HashMap<HandleId, u32>,
     checks: check::Checks,
+    uses: Uses,
+    stock: given::Stock,
     statistics: Statistics,
     effects: Vec<Effect>,
     lost: bool,
@@ -187,6 +196,9 @@ enum Waiting {
     },
     Read {
         unique: u64,
+        wanted: reading::Range,
+        /// Where what was asked for begins: what is before it has been given.
+        from: u64,
     },
     Written {
         unique: u64,
@@ -304,6 +316,7 @@ impl Session {
             waiting: HashMap::new(),
             by_request: HashMap::new(),
             asker: 0,
+            maker: None,
             next_question: 1,
             next_handle: 1,
             unacknowledged: 0,
@@ -315,6 +328,8 @@ impl Session {
             lockers: HashSet::new(),
             readers: HashMap::new(),
             checks: check::Checks::default(),
+            uses: Uses::default(),
+            stock: given::Stock::default(),
             statistics: Statistics::default(),
             effects: Vec::new(),
             lost: false,
@@ -402,13 +417,11 @@ impl Session {
                 exchange,
             } => self.renamed(unique, from, to, exchange, result),
             Waiting::Opened { unique, handle } => self.opened(unique, handle, result),
-            Waiting::Read { unique } => match result {
-                Ok(Told::Data(data)) => {
-                    self.statistics.bytes_read += data.0.len() as u64;
-                    self.reply(unique, Reply::Data(data.0));
-                }
-                other => self.fail(unique, unexpected(other)),
-            },
+            Waiting::Read {
+                unique,
+                wanted,
+                from,
+            } => self.told_data(unique, wanted, from, result),
             Waiting::Written {
                 unique,
                 handle,
@@ -452,6 +465,7 @@ impl Session {
             match change {
                 Change::File { file, content } => self.file_changed(file.0, content),
                 Change::Name { directory, name } => self.name_changed(directory.0, name),
+                Change::Doubtful { file } => self.doubt(file.0),
                 Change::Everything => self.everything_changed(),
             }
         }
@@ -462,6 +476,7 @@ impl Session {
     pub fn barrier(&mut self, now: u64, token: u64) {
         self.now = now;
         self.drop_unwatched();
+        self.drop_old_pieces();
         self.ask(NOBODY, Ask::Barrier, Waiting::Barrier { token });
     }
 
@@ -486,6 +501,19 @@ impl Session {
         self.waiting.insert(id, waiting);
         self.effects
             .push(Effect::Ask(Question { id, uid, gid, what }));
+    }
+
+    /// The kernel's requests are those of this task, whose making is to be undone if the cluster
+    /// fails it, until the next call.
+    pub fn set_maker(&mut self, task: Option<TaskId>) {
+        self.maker = task;
+    }
+
+    /// Says before a question that makes something of whom it is.
+    fn say_maker(&mut self) {
+        if let Some(task) = self.maker {
+            self.say(Ask::For { task });
+        }
     }
 
     /// A question that nothing answers.

@@ -1,7 +1,7 @@
 //! Names in directories: finding, making, removing.
 
 use wiglaf_fuse::{Entry, Reply, Valid};
-use wiglaf_wire::view::{Ask, Attributes, FileId, NewFile, Reply as Told};
+use wiglaf_wire::view::{Ask, Attributes, FileId, NewFile, Reply as Told, Use};
 
 use super::listing::{Asked, Name};
 use super::{HandleId, OWN_FIRST, Session, Waiting, convert, errno, unexpected};
@@ -34,6 +34,11 @@ impl Session {
                 attributes_valid: Valid::Always,
             };
             return self.reply(unique, Reply::Entry(entry));
+        }
+        if self.files.get(&parent).is_some_and(|file| file.watched) {
+            let name = name.to_vec();
+            let parent = FileId(parent);
+            self.note(Use::Name { parent, name });
         }
         match self.find(parent, name) {
             Found::File(node) => return self.reply_entry(unique, node),
@@ -186,6 +191,7 @@ impl Session {
             parent,
             name,
         };
+        self.say_maker();
         self.ask(who, what, waiting);
     }
 
@@ -207,6 +213,7 @@ impl Session {
             parent,
             name,
         };
+        self.say_maker();
         self.ask(who, what, waiting);
     }
 
@@ -275,6 +282,7 @@ impl Session {
             name,
             handle,
         };
+        self.say_maker();
         self.ask(who, what, waiting);
     }
 

@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 use wiglaf_wire::view::FileId;
 
 use super::Session;
+use super::names::Found;
 
 /// The names of a path.
 #[derive(Debug)]
@@ -50,7 +51,16 @@ impl Session {
     /// what is mounted there stays. Only the loss of the deputy ends it: its numbers mean nothing
     /// to the next one.
     pub fn pin(&mut self, path: &Path) {
-        self.pins.push(Pin::new(path));
+        let mut pin = Pin::new(path);
+        let mut parent = FileId::ROOT.0;
+        for name in pin.names.clone() {
+            let Found::File(node) = self.find(parent, &name) else {
+                break;
+            };
+            pin.learn(parent, &name, node);
+            parent = node;
+        }
+        self.pins.push(pin);
     }
 
     /// Whether a mount would go if the kernel was told that this name has changed.

@@ -9,6 +9,8 @@ pub struct Statistics {
     pub requests: u64,
     /// Questions that went to the head.
     pub questions: u64,
+    /// What the head told without having been asked.
+    pub gifts: u64,
     /// Changes that the head told.
     pub changes: u64,
     /// Bytes of files that came from the head.

@@ -4,14 +4,16 @@ use std::collections::HashMap;
 
 use wiglaf_fuse::{Attributes, Entry, Notification, Operation, Reply, Request, Valid};
 use wiglaf_view::session::{Bounds, Effect, Session};
-use wiglaf_wire::view::{Answer, Change, Question};
+use wiglaf_wire::view::{Answer, Change, Gift, Question};
 
 const ROOT: u64 = 1;
 const ENOENT: i32 = 2;
 const O_WRONLY: u32 = 1;
 const O_APPEND: u32 = 0o2000;
 const O_TRUNC: u32 = 0o1000;
-const READ_BYTES: u32 = 4096;
+const EXECUTES: u32 = 0x20;
+/// Not a multiple of the pieces that files are given in.
+const READ_BYTES: u32 = 100 << 10;
 
 /// What a program sees of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +81,17 @@ impl Kernel {
 
     pub(crate) fn changed(&mut self, changes: Vec<Change>) {
         self.session.changed(0, changes);
+        self.carry_out();
+    }
+
+    pub(crate) fn given(&mut self, gifts: Vec<Gift>) {
+        self.session.given(0, gifts);
+        self.carry_out();
+    }
+
+    pub(crate) fn expect(&mut self, program: &str) {
+        self.session.tell_uses();
+        self.session.expect(vec![program.as_bytes().to_vec()]);
         self.carry_out();
     }
 
@@ -280,7 +293,7 @@ impl Kernel {
             };
             let is_file = attributes.mode & 0o170_000 == 0o100_000;
             let content = if is_file {
-                Some(k.content(node)?)
+                Some(k.content(node, 0)?)
             } else {
                 None
             };
@@ -297,12 +310,27 @@ impl Kernel {
         })
     }
 
-    fn content(&mut self, node: u64) -> Waits<Vec<u8>> {
+    /// Executes a file, and reads another one as that.
+    pub(crate) fn run(&mut self, program: &str, path: &str) -> Waits<()> {
+        self.program(|k| {
+            for (path, flags) in [(program, EXECUTES), (path, 0)] {
+                if let Ok(node) = k.walk(path)?
+                    && let Ok(attributes) = k.attributes(node)?
+                    && attributes.mode & 0o170_000 == 0o100_000
+                {
+                    k.content(node, flags)?;
+                }
+            }
+            Some(())
+        })
+    }
+
+    fn content(&mut self, node: u64, flags: u32) -> Waits<Vec<u8>> {
         let is_new = self.at >= self.script.len();
         let opened = match self.call(
             node,
             Operation::Open {
-                flags: 0,
+                flags,
                 kill_privileges: false,
             },
         )? {
@@ -321,25 +349,27 @@ impl Kernel {
             self.at += 1;
             pages
         } else {
-            let handle = opened.handle;
-            match self.call(
-                node,
-                Operation::Read {
-                    handle,
-                    offset: 0,
+            let mut data = Vec::new();
+            loop {
+                let read = Operation::Read {
+                    handle: opened.handle,
+                    offset: data.len() as u64,
                     size: READ_BYTES,
                     lock_owner: None,
                     flags: 0,
-                },
-            )? {
-                Reply::Data(data) => {
-                    if !opened.direct_io {
-                        self.inodes.entry(node).or_default().pages = Some(data.clone());
-                    }
-                    data
+                };
+                match self.call(node, read)? {
+                    Reply::Data(part) => data.extend_from_slice(&part),
+                    other => panic!("{other:?} to a read"),
                 }
-                other => panic!("{other:?} to a read"),
+                if data.len() % READ_BYTES as usize != 0 || data.is_empty() {
+                    break;
+                }
             }
+            if !opened.direct_io {
+                self.inodes.entry(node).or_default().pages = Some(data.clone());
+            }
+            data
         };
         self.release(node, opened.handle)?;
         Some(data)

@@ -1,6 +1,7 @@
 //! The head, one deputy's export and several nodes' sessions in one thread, without the kernel's
 //! FUSE: random changes on the head and on every node, and after each step no node believes
-//! anything that is not so (V1, V2, V3).
+//! anything that is not so (V1, V2, V3). What programs have used is given to whoever runs them
+//! next, at any moment between two questions.
 //!
 //! A node here is a [`Session`] and a model of its kernel: it caches names, attributes and
 //! content as long as it is told to, and drops what notices name.
@@ -13,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
@@ -21,7 +23,7 @@ use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_view::export::{Export, LinkId, Told};
 use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::FileSystem;
-use wiglaf_wire::view::Change;
+use wiglaf_wire::view::{Change, PIECE_BYTES};
 
 use kernel::{Kernel, Seen};
 
@@ -46,8 +48,19 @@ enum Step {
     /// Only looks: what it sees is kept by its kernel.
     Look(String),
     List(String),
+    /// Executes a file, which then reads another one.
+    Run(String, String),
+    /// A task is about to be launched.
+    Launch(String),
+    /// A file of some pieces.
+    WriteMuch(String, u8),
     /// Nothing is sure any more, as after a mount on the head.
     Doubt,
+}
+
+/// Bytes of a file that is not small, not all of whole pieces.
+fn much(n: u8) -> usize {
+    (PIECE_BYTES as usize) * (1 + usize::from(n % 3)) + usize::from(n / 8 * 8) * 100
 }
 
 /// Who does it: 0 is the head, others are nodes.
@@ -78,6 +91,9 @@ fn step() -> impl Strategy<Value = Step> {
         (path(), 0..0o1000_u32).prop_map(|(p, m)| Step::Mode(p, m)),
         path().prop_map(Step::Look),
         directory().prop_map(Step::List),
+        (path(), path()).prop_map(|(a, b)| Step::Run(a, b)),
+        path().prop_map(Step::Launch),
+        (path(), any::<u8>()).prop_map(|(p, n)| Step::WriteMuch(p, n)),
         Just(Step::Doubt),
     ]
 }
@@ -131,7 +147,11 @@ impl Somebody {
             Step::Rename(a, b) => format!("mv -fT {a} {b}"),
             Step::Link(a, b) => format!("ln -T {a} {b}"),
             Step::Mode(p, m) => format!("chmod {m:o} {p}"),
-            Step::Look(p) => format!("cat {p}"),
+            Step::Look(p) | Step::Run(_, p) => format!("cat {p}"),
+            Step::Launch(_) => return,
+            Step::WriteMuch(p, n) => {
+                format!("[ -d {p} ] || yes {n} | head -c {} > {p}", much(*n))
+            }
             Step::List(p) => format!("ls -l ./{p}"),
             Step::Doubt => return,
         };
@@ -151,11 +171,14 @@ struct World {
     export: Export,
     nodes: Vec<Kernel>,
     head: Somebody,
+    /// Decides when there are gifts.
+    chance: u64,
+    gifts: usize,
     _keeper: OwnedFd,
 }
 
 impl World {
-    fn new(at: &Path) -> World {
+    fn new(at: &Path, chance: u64) -> World {
         let group = Group::new(Queue::Unlimited).expect("fanotify");
         let file = rustix::fs::open(at, OFlags::PATH, Mode::empty()).expect("it is there");
         group.mark_file_system(file.as_fd()).expect("a mark");
@@ -174,6 +197,7 @@ impl World {
             keeper: ours,
             file_systems: vec![FileSystem {
                 device: rustix::fs::fstat(&file).expect("stat").st_dev,
+                superblock: rustix::fs::fstat(&file).expect("stat").st_dev,
                 fsid,
             }],
         })
@@ -183,20 +207,37 @@ impl World {
             export: Export::new(Vec::new(), Some(watch)).expect("an export"),
             nodes: (0..NODES).map(|_| Kernel::new()).collect(),
             head: Somebody::new(at),
+            chance,
+            gifts: 0,
             _keeper: keeper,
         }
     }
 
-    /// Carries everything between export and nodes until nothing is under way.
+    /// One time of four (the generator is that of Knuth's MMIX).
+    fn is_chance(&mut self) -> bool {
+        const FACTOR: u64 = 6_364_136_223_846_793_005;
+        const SUMMAND: u64 = 1_442_695_040_888_963_407;
+        self.chance = self.chance.wrapping_mul(FACTOR).wrapping_add(SUMMAND);
+        self.chance >> 62 == 0
+    }
+
+    /// Carries everything between export and nodes until nothing is under way but, perhaps,
+    /// gifts. These may be made before a question is handled and arrive after it was asked.
     fn settle(&mut self) {
         loop {
             let mut told = Vec::new();
             let mut idle = true;
-            for (at, node) in self.nodes.iter_mut().enumerate() {
-                for question in node.take_questions() {
+            for at in 0..NODES {
+                let link = LinkId(at as u64 + 1);
+                for question in self.nodes[at].take_questions() {
                     idle = false;
-                    self.export
-                        .question(LinkId(at as u64 + 1), question, &mut told);
+                    if self.is_chance() {
+                        self.export.give(link, &mut told);
+                    }
+                    self.export.question(link, question, &mut told);
+                }
+                if self.is_chance() {
+                    self.export.give(link, &mut told);
                 }
             }
             idle &= told.is_empty();
@@ -223,6 +264,10 @@ impl World {
             match what {
                 Told::Answer(answer) => node.answer(answer),
                 Told::Changes(changes) => node.changed(changes),
+                Told::Gifts(gifts) => {
+                    self.gifts += gifts.len();
+                    node.given(gifts);
+                }
             }
         }
     }
@@ -277,6 +322,19 @@ impl World {
             Step::Look(p) => {
                 let p = full(p);
                 self.node(node, |k| k.look(&p));
+            }
+            Step::Run(a, b) => {
+                let (a, b) = (full(a), full(b));
+                self.node(node, |k| k.run(&a, &b));
+            }
+            Step::Launch(p) => {
+                let p = full(p);
+                self.nodes[node].expect(&p);
+            }
+            Step::WriteMuch(p, n) => {
+                let text = format!("{n}\n").repeat(much(*n)).into_bytes();
+                let p = full(p);
+                self.node(node, |k| k.write(&p, &text[..much(*n)], true));
             }
             Step::Doubt => self.nodes[node].changed(vec![Change::Everything]),
             Step::List(p) => {
@@ -349,10 +407,13 @@ fn truth(path: &Path) -> Option<Seen> {
     })
 }
 
-fn explore(deeds: &[Deed]) -> Result<(), TestCaseError> {
+fn explore(deeds: &[Deed], chance: u64) -> Result<usize, TestCaseError> {
+    /// The watch does not tell a test what another one of this process does, to `/tmp` too.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let place = tempfile::tempdir().expect("a directory");
     let at = place.path().canonicalize().expect("a path");
-    let mut world = World::new(&at);
+    let mut world = World::new(&at, chance);
     for (number, deed) in deeds.iter().enumerate() {
         world.act(deed);
         // Not after each: what a node believes without having looked must be right too.
@@ -370,7 +431,7 @@ fn explore(deeds: &[Deed]) -> Result<(), TestCaseError> {
         let found = world.nodes[node].take_check();
         prop_assert_eq!(found, Some(Vec::new()), "node {} believes", node + 1);
     }
-    Ok(())
+    Ok(world.gifts)
 }
 
 fn may_watch() -> bool {
@@ -392,10 +453,38 @@ proptest! {
 
     #[test]
     fn no_node_ever_believes_what_is_not_so(
-        deeds in prop::collection::vec((0..=NODES, step()), 1..60)
+        deeds in prop::collection::vec((0..=NODES, step()), 1..60),
+        chance in any::<u64>()
     ) {
         if may_watch() {
-            explore(&deeds)?;
+            explore(&deeds, chance)?;
         }
+    }
+}
+
+/// Without gifts the test above would show nothing of them.
+#[test]
+fn what_one_node_has_used_is_given_to_the_next() {
+    if !may_watch() {
+        return;
+    }
+    let path = |name: &str| name.to_owned();
+    let deeds = [
+        (0, Step::WriteMuch(path("a"), 2)),
+        (0, Step::WriteMuch(path("b"), 5)),
+        (1, Step::Run(path("a"), path("b"))),
+        (1, Step::Launch(path("a"))),
+        (2, Step::Launch(path("a"))),
+        (2, Step::Look(path("c"))),
+        (2, Step::Look(path("d"))),
+        (2, Step::Run(path("a"), path("b"))),
+        (0, Step::Append(path("b"), 9)),
+        (3, Step::Run(path("a"), path("b"))),
+        (3, Step::Look(path("b"))),
+    ];
+    for chance in 0..32_u64 {
+        let gifts =
+            explore(&deeds, chance.wrapping_mul(0x9e37_79b9_7f4a_7c15)).expect("no difference");
+        assert!(gifts > 10, "{gifts}");
     }
 }

@@ -66,6 +66,7 @@ impl Deputy {
             match told {
                 Told::Answer(told) => answer = Some(told.result.unwrap()),
                 Told::Changes(changes) => self.changes.extend(changes),
+                Told::Gifts(gifts) => panic!("{gifts:?}"),
             }
         }
         answer

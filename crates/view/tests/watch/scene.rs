@@ -67,7 +67,7 @@ impl Scene {
             Event::File { key, .. }
             | Event::Opened { key }
             | Event::Name { directory: key, .. } => keys.contains(&key),
-            Event::Lost => true,
+            Event::Remounted(_) | Event::Lost => true,
         });
         events
     }
@@ -89,7 +89,7 @@ impl Scene {
 
     /// The question that the keeper has.
     pub(crate) fn asked(&self) -> Option<Look> {
-        let mut packet = [0; 64];
+        let mut packet = [0; 4096];
         let received = rustix::net::recv(&self.keeper, &mut packet[..], RecvFlags::DONTWAIT);
         let (length, _) = received.ok()?;
         Some(postcard::from_bytes(&packet[..length]).unwrap())
@@ -108,8 +108,10 @@ impl Scene {
 pub(crate) fn mark(group: &Group, directory: &Path) -> FileSystem {
     let file = path_of(directory);
     group.mark_file_system(file.as_fd()).unwrap();
+    let device = rustix::fs::fstat(&file).unwrap().st_dev;
     FileSystem {
-        device: rustix::fs::fstat(&file).unwrap().st_dev,
+        device,
+        superblock: device,
         fsid: file_system_of(file.as_fd()).unwrap(),
     }
 }
@@ -144,6 +146,14 @@ impl Mounted {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().to_owned();
         mount("tmpfs", &at, "tmpfs", MountFlags::empty(), None).unwrap();
+        Mounted { directory, at }
+    }
+
+    /// Another place of what is mounted here.
+    pub(crate) fn bound(here: &Path) -> Mounted {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().to_owned();
+        rustix::mount::mount_bind(here, &at).unwrap();
         Mounted { directory, at }
     }
 

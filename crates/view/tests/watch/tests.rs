@@ -36,8 +36,16 @@ pub(crate) const ALL: &[(&str, fn())] = &[
         what_is_not_marked_has_no_key,
     ),
     (
-        "a_mount_makes_everything_unsure",
-        a_mount_makes_everything_unsure,
+        "what_is_watched_stays_so_when_others_mount",
+        what_is_watched_stays_so_when_others_mount,
+    ),
+    (
+        "another_file_system_with_the_same_number_is_not_watched",
+        another_file_system_with_the_same_number_is_not_watched,
+    ),
+    (
+        "what_is_unmounted_at_one_place_is_watched_at_another",
+        what_is_unmounted_at_one_place_is_watched_at_another,
     ),
     (
         "overlays_are_watched_by_what_is_seen",
@@ -328,7 +336,11 @@ fn what_is_not_marked_has_no_key() {
     assert_eq!(scene.drain(), []);
 }
 
-fn a_mount_makes_everything_unsure() {
+fn is_remounted(events: &[Event]) -> bool {
+    matches!(events, [Event::Remounted(_)])
+}
+
+fn what_is_watched_stays_so_when_others_mount() {
     let tmpfs = Mounted::tmpfs();
     let path = tmpfs.file("file", "");
     let mut scene = Scene::of(&[tmpfs.path()]);
@@ -339,23 +351,27 @@ fn a_mount_makes_everything_unsure() {
     let new = Mounted::tmpfs();
     let on_new = new.file("file", "");
     assert!(scene.is_ready());
-    // Not by a key, before anybody has drained.
+    // Not by a key, before anybody has drained: it could be another one with its number.
     assert_eq!(scene.watch.key(path_of(&path).as_fd()), None);
-    assert_eq!(scene.drain(), [Event::Lost]);
+    elsewhere(|| open_for_writing(&path).write_all(b"x").unwrap());
+    let events = scene.drain();
+    assert_eq!(events.first(), Some(&file(&key, true)));
+    assert!(is_remounted(&events[1..]), "{events:?}");
     assert!(!scene.is_ready());
     assert_eq!(scene.drain(), []);
-    assert_eq!(scene.watch.key(path_of(&path).as_fd()), None);
-    // What was told is told of all the same.
-    elsewhere(|| open_for_writing(&path).write_all(b"x").unwrap());
-    assert_eq!(scene.drain(), [file(&key, true)]);
+    // The keeper has not looked yet.
+    assert_eq!(scene.key(&path), key);
+    assert_eq!(scene.watch.key(path_of(&on_new).as_fd()), None);
 
     let first = scene.asked().unwrap();
+    let known: Vec<_> = scene.marked.iter().map(|one| one.superblock).collect();
+    assert_eq!(first.watched, known);
     assert_eq!(scene.asked(), None);
     // The answer comes too late: there is one mount more.
     let _newer = Mounted::tmpfs();
     scene.answer(first);
-    assert_eq!(scene.drain(), [Event::Lost]);
-    assert_eq!(scene.watch.key(path_of(&path).as_fd()), None);
+    assert!(is_remounted(&scene.drain()));
+    assert_eq!(scene.watch.key(path_of(&on_new).as_fd()), None);
 
     let second = scene.asked().unwrap();
     let marked = mark(&scene.group, new.path());
@@ -369,10 +385,56 @@ fn a_mount_makes_everything_unsure() {
     elsewhere(|| open_for_writing(&on_new).write_all(b"x").unwrap());
     assert_eq!(scene.drain(), [file(&new_key, true)]);
 
-    // The same file system, mounted again, has no mark any more.
     drop(new);
-    assert_eq!(scene.drain(), [Event::Lost]);
-    assert_eq!(scene.watch.key(path_of(&path).as_fd()), None);
+    assert!(is_remounted(&scene.drain()));
+    assert_eq!(scene.key(&path), key);
+    let third = scene.asked().unwrap();
+    assert_eq!(third.watched, known, "the other one has gone");
+}
+
+/// The next one in memory has the number of the last.
+fn another_file_system_with_the_same_number_is_not_watched() {
+    let gone = Mounted::tmpfs();
+    let mut scene = Scene::of(&[gone.path()]);
+    let device = scene.marked[0].device;
+    scene.key(gone.path());
+    // All of it between two looks.
+    drop(gone);
+    let mut others = Vec::new();
+    let same = loop {
+        let other = Mounted::tmpfs();
+        if rustix::fs::stat(other.path()).unwrap().st_dev == device {
+            break other;
+        }
+        others.push(other);
+        assert!(others.len() < 64, "device numbers are not given again");
+    };
+    assert_eq!(scene.watch.key(path_of(same.path()).as_fd()), None);
+    assert!(is_remounted(&scene.drain()));
+    assert_eq!(scene.watch.key(path_of(same.path()).as_fd()), None);
+    let look = scene.asked().unwrap();
+    assert_eq!(look.watched, []);
+    // The same again, while the keeper looks.
+    mark(&scene.group, same.path());
+    drop(same);
+    scene.answer(look);
+    assert!(is_remounted(&scene.drain()));
+    assert_eq!(scene.asked().unwrap().watched, []);
+}
+
+/// A file system that is still mounted elsewhere has not gone.
+fn what_is_unmounted_at_one_place_is_watched_at_another() {
+    let tmpfs = Mounted::tmpfs();
+    let path = tmpfs.file("file", "");
+    let second = Mounted::bound(tmpfs.path());
+    let mut scene = Scene::of(&[tmpfs.path()]);
+    let key = scene.key(&path);
+    drop(tmpfs);
+    assert!(is_remounted(&scene.drain()));
+    let path = second.path().join("file");
+    assert_eq!(scene.key(&path), key);
+    elsewhere(|| open_for_writing(&path).write_all(b"x").unwrap());
+    assert_eq!(scene.drain(), [file(&key, true)]);
 }
 
 fn overlays_are_watched_by_what_is_seen() {

@@ -10,7 +10,7 @@ pub(in crate::bench) mod packages;
 pub(in crate::bench) mod report;
 pub(in crate::bench) mod stage;
 pub(in crate::bench) mod statistics;
-pub(in crate::bench) mod sweeper;
+pub(crate) mod sweeper;
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(in crate::bench) fn text_of(command: &std::process::Command) -> String {
 }
 
 /// The released binary.
-pub(in crate::bench) fn build_wiglaf() -> Result<PathBuf> {
+pub(crate) fn build_wiglaf() -> Result<PathBuf> {
     let mut command = run::cargo();
     command.args(["build", "--release", "--locked", "--package", "wiglaf"]);
     run::check(&mut command)?;

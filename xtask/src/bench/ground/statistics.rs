@@ -25,12 +25,17 @@ impl Samples {
         }
     }
 
+    /// Infinite when nothing was measured.
+    pub(in crate::bench) fn least(&self) -> f64 {
+        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
     /// `median (least–most)`
     pub(in crate::bench) fn text(&self, decimals: usize) -> String {
         if self.is_empty() {
             return "—".to_owned();
         }
-        let least = self.0.iter().copied().fold(f64::INFINITY, f64::min);
+        let least = self.least();
         let most = self.0.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let median = self.median();
         if self.0.len() == 1 {

@@ -21,13 +21,13 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
-pub(in crate::bench) struct Sweeper {
+pub(crate) struct Sweeper {
     child: Child,
     pipe: Option<ChildStdin>,
 }
 
 impl Sweeper {
-    pub(in crate::bench) fn start() -> Result<Sweeper> {
+    pub(crate) fn start() -> Result<Sweeper> {
         let mut child = Command::new(std::env::current_exe()?)
             .args(["bench", NAME, &std::process::id().to_string()])
             .stdin(Stdio::piped())
@@ -39,7 +39,7 @@ impl Sweeper {
         Ok(Sweeper { child, pipe })
     }
 
-    pub(in crate::bench) fn add_dir(&self, path: &Path) -> Result<()> {
+    pub(crate) fn add_dir(&self, path: &Path) -> Result<()> {
         self.add("dir", path.as_os_str())
     }
 
@@ -61,7 +61,7 @@ impl Sweeper {
         self.add("space", OsStr::new(name))
     }
 
-    pub(in crate::bench) fn add_cluster(&self, binary: &Path, dir: &Path) -> Result<()> {
+    pub(crate) fn add_cluster(&self, binary: &Path, dir: &Path) -> Result<()> {
         self.add("binary", binary.as_os_str())?;
         self.add("cluster", dir.as_os_str())
     }
@@ -76,7 +76,7 @@ impl Sweeper {
     }
 
     /// Lets it sweep, and waits.
-    pub(in crate::bench) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         drop(self.pipe.take());
         match self.child.wait() {
             Ok(status) if status.success() => {}

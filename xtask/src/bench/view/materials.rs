@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::inputs::linux_source;
 use crate::run;
 
 pub(super) const BIG_BYTES: u64 = 500 << 20;
@@ -121,17 +122,15 @@ fn fetch_archive(store: &Path, kept: &Path) -> Result<()> {
     if kept.exists() {
         return Ok(());
     }
-    let folders: Vec<String> = SOURCE_FOLDERS
-        .iter()
-        .map(|folder| format!("{SOURCE_PACKAGE}/{folder}"))
-        .collect();
+    let source = linux_source(&store.with_file_name("inputs").join("sources"))?;
     let script = format!(
-        "set -e; rm -rf part; mkdir part; cd part
-         apt-get -q download {SOURCE_PACKAGE} >/dev/null 2>&1
-         dpkg-deb --fsys-tarfile {SOURCE_PACKAGE}_*.deb |
-             tar -xO ./usr/src/{SOURCE_PACKAGE}.tar.xz | tar -xJ {}
-         tar -cf part.tar {SOURCE_PACKAGE}; mv part.tar {}; cd ..; rm -rf part",
-        folders.join(" "),
+        "set -e; tar -cf part.tar -C {} {}; mv part.tar {}",
+        source.with_file_name("").display(),
+        SOURCE_FOLDERS
+            .iter()
+            .map(|folder| format!("{SOURCE_PACKAGE}/{folder}"))
+            .collect::<Vec<_>>()
+            .join(" "),
         kept.display(),
     );
     shell(&script, store).map(|_| ())

@@ -1,5 +1,7 @@
 //! Whether nodes can see this machine's files, and how soon they see what changes.
 
+use std::collections::BTreeSet;
+
 use rustix::io::Errno;
 use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_process::keeper::{Unwatched, mark_all, unwatched};
@@ -56,7 +58,7 @@ fn try_all() -> Trial {
         Err(errno) => return Trial::NoGroup(errno),
     };
     // What is skipped is found below, with what nobody tries.
-    let marked = match mark_all(&group, |_| {}) {
+    let marked = match mark_all(&group, &BTreeSet::new(), |_| {}) {
         Ok(marked) => marked,
         Err(error) => return Trial::Unreadable(error),
     };

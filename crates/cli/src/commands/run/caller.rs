@@ -43,6 +43,7 @@ pub(super) fn describe(args: &Args) -> Result<LaunchSpec, CommandError> {
     };
     let status = read_status(rustix::process::getpid().as_raw_nonzero().get())?;
     Ok(LaunchSpec {
+        program: None,
         argv: args
             .command
             .iter()
@@ -58,6 +59,9 @@ pub(super) fn describe(args: &Args) -> Result<LaunchSpec, CommandError> {
         stdio: stdio(args)?,
         window: window(),
         leave: args.leave,
+        private_tmp: args.private_tmp,
+        undo: args.undo,
+        host_name: None,
     })
 }
 

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use wiglaf_wire::client::{NodeSelection, Reply, Request, RunRequest};
 use wiglaf_wire::id::{JobId, NodeId};
-use wiglaf_wire::launch::{LaunchSpec, StdioKind};
+use wiglaf_wire::launch::LaunchSpec;
 
 pub(crate) use self::gather::{Prefix, Show};
+pub(crate) use self::single::dump_no_core;
 
 use crate::CommandResult;
 use crate::error::CommandError;
@@ -86,6 +87,12 @@ pub(crate) struct Args {
     /// Keep what the command leaves running
     #[arg(long)]
     leave: bool,
+    /// Keep what it puts into /tmp in the node's memory until it ends
+    #[arg(long, conflicts_with = "leave")]
+    private_tmp: bool,
+    /// If the cluster fails it, remove the files that it has made
+    #[arg(long)]
+    undo: bool,
     /// Who gets standard input, of several tasks
     #[arg(long, value_name = "TASK|all|none", value_parser = parse_stdin, default_value = "0")]
     stdin: StdinFor,
@@ -138,6 +145,8 @@ impl Args {
             now: false,
             detach: false,
             leave: false,
+            private_tmp: false,
+            undo: false,
             stdin: if with_stdin {
                 StdinFor::All
             } else {
@@ -253,10 +262,12 @@ fn request(args: &Args, spec: LaunchSpec) -> RunRequest {
             task_count: args.task_count,
             exclusive: args.exclusive,
             now: args.now,
+            memory_kib: None,
         },
         spec,
         timeout_ms,
         detach: args.detach,
+        follow: false,
     }
 }
 
@@ -309,7 +320,7 @@ fn expand(pattern: &std::path::Path, node: &str, task: usize) -> PathBuf {
 fn relayed_count(spec: &LaunchSpec) -> usize {
     spec.stdio
         .iter()
-        .filter(|kind| **kind != StdioKind::Null)
+        .filter(|kind| kind.has_descriptor())
         .count()
 }
 

@@ -57,7 +57,7 @@ pub(super) fn run(
 
 /// A ghost that has to die by a dumping signal would overwrite the user's `core`. 1 rather than 0
 /// also keeps a piped core pattern from running (core(5)).
-pub(super) fn dump_no_core() {
+pub(crate) fn dump_no_core() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let found = getrlimit(Resource::Core);
     let soft = found.maximum.map_or(1, |hard| hard.min(1));

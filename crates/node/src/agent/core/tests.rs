@@ -27,6 +27,7 @@ fn launch(number: u64, leave: bool) -> ToAgent {
         },
         deputy: DeputyId(1),
         spec: Box::new(LaunchSpec {
+            program: None,
             argv: vec![b"true".to_vec()],
             env: vec![],
             cwd: b"/".to_vec(),
@@ -37,6 +38,9 @@ fn launch(number: u64, leave: bool) -> ToAgent {
             stdio: [StdioKind::Relayed; 3],
             window: WindowSize::default(),
             leave,
+            private_tmp: false,
+            undo: false,
+            host_name: None,
         }),
     }
 }

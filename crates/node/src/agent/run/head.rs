@@ -26,7 +26,11 @@ impl Agent {
 
     pub(super) fn send(&mut self, message: &FromAgent) {
         if let Some(link) = &mut self.link
-            && let Err(error) = link.queue(message)
+            && let Err(error) = match message {
+                // Nobody waits for it, and what is over soon says so itself.
+                FromAgent::Started { .. } => link.queue_patiently(message),
+                _ => link.queue(message),
+            }
         {
             self.lost(&error);
         }
@@ -62,7 +66,8 @@ impl Agent {
             if let Err(error) = received {
                 return self.lost(&error);
             }
-            if !heard {
+            // What is more than one read, the set tells again.
+            if !heard || !link.may_have_more() {
                 return;
             }
         }
@@ -102,7 +107,8 @@ impl Agent {
         if self.spawner.is_none() {
             // Only now, so that its thread's number is of the node's block too, and can't be that
             // of a ghost.
-            let spawner = Spawner::start(self.rootless, &self.name).map_err(AgentError::Spawner)?;
+            let spawner = Spawner::start(self.rootless, &self.name, self.makers.clone())
+                .map_err(AgentError::Spawner)?;
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
         }
@@ -114,7 +120,7 @@ impl Agent {
         // Flushed by `decide` already, as far as the socket took it; the kernel sends the rest if
         // the other side reads at all.
         while let Some(link) = &mut self.link
-            && link.settle(&self.poll).is_ok()
+            && link.flush(&self.poll).is_ok()
             && link.is_sending()
             && Instant::now() < until
         {

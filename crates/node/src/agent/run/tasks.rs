@@ -9,6 +9,7 @@ use wiglaf_wire::status::Status;
 use wiglaf_wire::view::ViewCheck;
 
 use super::super::core::Event;
+use super::super::private::End;
 use super::super::processes;
 use super::super::spawner::{Order, Root};
 use super::super::view::Due;
@@ -78,6 +79,32 @@ impl Agent {
                 task,
                 status: Status::cluster_failed(format!("the spawner of {} has ended", self.name)),
             });
+        }
+    }
+
+    /// All processes of a task are gone. Whether something that they left in its private
+    /// directories has to be brought to the head first.
+    pub(super) fn is_emptying(&mut self, task: TaskId) -> bool {
+        match self.privates.end(task, &self.makers) {
+            End::None => false,
+            End::Clean(lent) => {
+                if let Some(spawner) = &self.spawner {
+                    spawner.take_back(lent);
+                }
+                false
+            }
+            End::Emptying => true,
+        }
+    }
+
+    /// What a task has left is on its way; waits until all that it wrote is on the head.
+    pub(super) fn wait_written(&mut self, task: TaskId, leave: bool) {
+        let is_writing = match &mut self.files {
+            Shown::Views(views) => views.ended(task, leave),
+            Shown::Root(_) => false,
+        };
+        if !is_writing {
+            self.drain(task, leave);
         }
     }
 

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use wiglaf_linux::mountinfo::{self, Mount};
 use wiglaf_wire::marks::FileSystem;
 
-use super::{BTRFS, Mount, NOT_SHOWN, parse, read_mounts};
+use super::{BTRFS, NOT_SHOWN};
 
 /// The node's own, though the marks don't spare it.
 const RUN: &str = "/run";
@@ -37,7 +38,7 @@ pub struct Unwatched {
 /// # Errors
 /// The mount table can't be read.
 pub fn unwatched(marked: &[FileSystem]) -> Result<Vec<Unwatched>, io::Error> {
-    let table = read_mounts()?;
+    let table = mountinfo::read()?;
     let marked: BTreeSet<u64> = marked.iter().map(|one| one.device).collect();
     // The mount table does not tell the device numbers of btrfs; its files can be asked without
     // waiting for another machine.
@@ -45,7 +46,7 @@ pub fn unwatched(marked: &[FileSystem]) -> Result<Vec<Unwatched>, io::Error> {
         BTRFS => rustix::fs::stat(&mount.path).map_or(mount.device, |stat| stat.st_dev),
         _ => mount.device,
     };
-    Ok(left(&parse(&table), |mount| {
+    Ok(left(&mountinfo::parse(&table), |mount| {
         marked.contains(&device(mount))
     }))
 }
@@ -93,7 +94,7 @@ mod tests {
 10 1 0:11 / /procession rw - 9p tag rw
 ";
         let ext4 = |mount: &Mount<'_>| mount.kind == "ext4";
-        let found = left(&parse(table), ext4);
+        let found = left(&mountinfo::parse(table), ext4);
         let found: Vec<_> = found
             .iter()
             .map(|one| (one.path.to_str().unwrap(), one.kind.as_str()))

@@ -126,6 +126,7 @@ impl NodeRelay {
         let name = server_name(Role::Deputy(deputy));
         let tls = TlsLink::client(socket, config.clone(), name).map_err(|e| e.to_string())?;
         let mut carrier = Carrier::new(poll, tls, token).map_err(|errno| errno.to_string())?;
+        carrier.offer_compression(self.compression);
         for task in &link.tasks {
             attach(self.tasks.get_mut(task), &mut carrier);
         }

@@ -97,18 +97,23 @@ pub(super) fn make(
                 }
                 Ok(theirs)
             }
-            (StdioKind::Null | StdioKind::Terminal, _) => {
+            (StdioKind::Null | StdioKind::Terminal | StdioKind::WithOutput, _) => {
                 let flags = OFlags::RDWR | OFlags::CLOEXEC;
                 rustix::fs::open("/dev/null", flags, Mode::empty())
             }
         }
     };
     let mut one = |stream| make_one(stream).map_err(pipe_error);
-    let fds = [
-        one(Stream::Input)?,
-        one(Stream::Output)?,
-        one(Stream::Error)?,
-    ];
+    let input = one(Stream::Input)?;
+    let output = one(Stream::Output)?;
+    let follows = stdio[Stream::Error.index()] == StdioKind::WithOutput
+        && stdio[Stream::Output.index()] == StdioKind::Relayed;
+    let error = if follows {
+        rustix::io::fcntl_dupfd_cloexec(&output, 0).map_err(pipe_error)?
+    } else {
+        one(Stream::Error)?
+    };
+    let fds = [input, output, error];
     Ok((ChildStdio { fds, terminal }, ends))
 }
 

@@ -59,6 +59,14 @@ impl NodeRelay {
     /// deputy is one of [`NodeRelay::take_unlinked`]. `false`: no task here is the deputy's, and
     /// there is no link to it.
     pub fn ask(&mut self, poll: &Poll, deputy: DeputyId, question: Question) -> bool {
+        let will_be_sent = self.prepare_question(deputy, question);
+        self.send_questions(poll, deputy);
+        will_be_sent
+    }
+
+    /// As [`NodeRelay::ask`], but the question leaves with the next ones, or with
+    /// [`NodeRelay::send_questions`]: those that come together share one record.
+    pub fn prepare_question(&mut self, deputy: DeputyId, question: Question) -> bool {
         let Some(link) = self.links.get_mut(&deputy) else {
             return false;
         };
@@ -69,7 +77,6 @@ impl NodeRelay {
             return false;
         }
         link.questions.unsent.push_back(question);
-        self.send_questions(poll, deputy);
         true
     }
 
@@ -81,7 +88,7 @@ impl NodeRelay {
 
     /// Sends what waits: for the deputy's first word, since a link that nobody answers is dialled
     /// again, and for room.
-    pub(super) fn send_questions(&mut self, poll: &Poll, deputy: DeputyId) {
+    pub fn send_questions(&mut self, poll: &Poll, deputy: DeputyId) {
         let Some(link) = self.links.get_mut(&deputy) else {
             return;
         };

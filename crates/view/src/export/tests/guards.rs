@@ -121,7 +121,7 @@ impl Rig {
     fn heard_of(&mut self, link: LinkId, file: FileId) -> Vec<Change> {
         let mut news = self.news(link);
         news.retain(|change| match change {
-            Change::File { file: of, .. } => *of == file,
+            Change::File { file: of, .. } | Change::Doubtful { file: of } => *of == file,
             Change::Name { .. } => false,
             Change::Everything => true,
         });

@@ -81,6 +81,7 @@ impl Rig {
                 match told {
                     Told::Answer(answer) => self.late.push_back((to, answer)),
                     Told::Changes(changes) => self.heard(to, changes),
+                    Told::Gifts(gifts) => panic!("{gifts:?}"),
                 }
             }
         }

@@ -10,6 +10,7 @@ use super::*;
 
 mod acts;
 mod changes;
+mod giving;
 mod guards;
 mod locks;
 mod model;
@@ -132,6 +133,7 @@ impl Rig {
                     assert!(answered.is_none() || !self.late.is_empty() || to != link);
                     self.heard(to, changes);
                 }
+                Told::Gifts(gifts) => panic!("{gifts:?}"),
             }
         }
         answered
@@ -158,7 +160,7 @@ impl Rig {
         for (to, told) in out {
             match told {
                 Told::Changes(changes) => self.heard(to, changes),
-                Told::Answer(answer) => panic!("{answer:?}"),
+                told => panic!("{told:?}"),
             }
         }
         let (mine, others) = self.changes.drain(..).partition(|(to, _)| *to == link);

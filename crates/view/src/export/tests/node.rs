@@ -35,6 +35,15 @@ impl Node {
                 self.names.remove(name);
                 self.listing = None;
             }
+            Change::Doubtful { file } => {
+                self.attributes.remove(file);
+                self.xattrs.remove(file);
+                self.contents.remove(file);
+                if *file == here {
+                    self.names.clear();
+                    self.listing = None;
+                }
+            }
             Change::Everything => {
                 let told = std::mem::take(&mut self.told);
                 let handles = std::mem::take(&mut self.handles);

@@ -35,6 +35,7 @@ pub(super) fn watched() -> Option<(Rig, OwnedFd)> {
         keeper: ours,
         file_systems: vec![FileSystem {
             device: rustix::fs::fstat(&path).expect("its status").st_dev,
+                superblock: rustix::fs::fstat(&path).expect("its status").st_dev,
             fsid: fsid_of(directory.path()),
         }],
     });
@@ -59,7 +60,7 @@ impl Rig {
     fn news_of(&mut self, link: LinkId, files: &[FileId]) -> Vec<Change> {
         let mut news = self.news(link);
         news.retain(|change| match change {
-            Change::File { file, .. } => files.contains(file),
+            Change::File { file, .. } | Change::Doubtful { file } => files.contains(file),
             Change::Name { directory, .. } => files.contains(directory),
             Change::Everything => true,
         });

@@ -1,6 +1,10 @@
-//! System calls, as the ghost needs them.
+//! System calls, as programs without a C library need them.
+#![expect(dead_code, reason = "each program uses a part of it")]
 
-use crate::arch::{self, syscall};
+#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
+pub(crate) mod arch;
+
 use core::mem::MaybeUninit;
 
 pub(crate) const LAST_SIGNAL: usize = 64;
@@ -11,9 +15,22 @@ pub(crate) const POLLOUT: i16 = 4;
 pub(crate) const POLLERR: i16 = 8;
 
 const PR_SET_NAME: usize = 15;
-const SIG_SETMASK: usize = 2;
+pub(crate) const SIG_BLOCK: usize = 0;
+pub(crate) const SIG_UNBLOCK: usize = 1;
+pub(crate) const SIG_SETMASK: usize = 2;
 const SA_RESTORER: usize = 0x0400_0000;
-const SET_BYTES: usize = 8;
+pub(crate) const SET_BYTES: usize = 8;
+
+/// A system call without a fifth argument, which is then 0: `ppoll` ignores it without a mask,
+/// `prctl` wants it.
+///
+/// # Safety
+/// As the system call.
+#[inline(always)]
+unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { arch::syscall5(number, a, b, c, d, 0) }
+}
 
 #[repr(C)]
 pub(crate) struct Poll {
@@ -33,14 +50,14 @@ impl Poll {
     }
 }
 
-pub(crate) fn poll(fds: &mut [Poll; 3], timeout_ms: Option<u32>) -> isize {
+pub(crate) fn poll<const N: usize>(fds: &mut [Poll; N], timeout_ms: Option<u32>) -> isize {
     let mut timeout = MaybeUninit::<[usize; 2]>::uninit();
     let timeout = match timeout_ms {
         Some(ms) => timeout.write([0, ms as usize * 1_000_000]).as_ptr() as usize,
         None => 0,
     };
-    // SAFETY: three structs, as said; the time is read only.
-    unsafe { syscall(arch::PPOLL, fds.as_mut_ptr() as usize, 3, timeout, 0) }
+    // SAFETY: as many structs as said; the time is read only.
+    unsafe { syscall(arch::PPOLL, fds.as_mut_ptr() as usize, N, timeout, 0) }
 }
 
 pub(crate) fn read(fd: usize, to: *mut u8, length: usize) -> isize {
@@ -137,15 +154,22 @@ fn set_action(signal: usize, handler: usize) {
 }
 
 pub(crate) fn unblock_all() {
-    let none = 0_u64;
-    // SAFETY: the set has the size said.
+    change_mask(SIG_SETMASK, 0);
+}
+
+/// Changes the signal mask; returns the one before.
+pub(crate) fn change_mask(how: usize, set: u64) -> u64 {
+    let mut old = 0_u64;
+    // SAFETY: the sets have the size said.
     unsafe {
         syscall(
             arch::SIGPROCMASK,
-            SIG_SETMASK,
-            &raw const none as usize,
-            0,
+            how,
+            &raw const set as usize,
+            &raw mut old as usize,
             SET_BYTES,
         )
     };
+    // SAFETY: a local that the kernel has written.
+    unsafe { (&raw const old).read_volatile() }
 }

@@ -1,10 +1,16 @@
+//! aarch64: the entry, the numbers and the one way into the kernel.
+
 use core::arch::{asm, global_asm};
 
+pub(crate) const FCNTL: usize = 25;
 pub(crate) const IOCTL: usize = 29;
+pub(crate) const OPENAT: usize = 56;
 pub(crate) const CLOSE: usize = 57;
 pub(crate) const READ: usize = 63;
 pub(crate) const WRITE: usize = 64;
 pub(crate) const PPOLL: usize = 73;
+pub(crate) const SIGNALFD: usize = 74;
+pub(crate) const READLINKAT: usize = 78;
 pub(crate) const EXIT_GROUP: usize = 94;
 pub(crate) const KILL: usize = 129;
 pub(crate) const SIGACTION: usize = 134;
@@ -12,30 +18,41 @@ pub(crate) const SIGPROCMASK: usize = 135;
 pub(crate) const GETPGID: usize = 155;
 pub(crate) const PRCTL: usize = 167;
 pub(crate) const GETPID: usize = 172;
+pub(crate) const SOCKET: usize = 198;
+pub(crate) const CONNECT: usize = 203;
+pub(crate) const SENDMSG: usize = 211;
+pub(crate) const RECVMSG: usize = 212;
+pub(crate) const EXECVEAT: usize = 281;
 pub(crate) const CLOSE_RANGE: usize = 436;
 
 global_asm!(
-    ".globl _start, ghost_handler, ghost_restorer",
+    ".globl _start, empty_handler, signal_restorer",
     "_start: mov x0, sp",
-    "bl ghost_main",
-    "ghost_handler: ret",
-    "ghost_restorer: mov x8, #139",
+    "bl program_main",
+    "empty_handler: ret",
+    "signal_restorer: mov x8, #139",
     "svc #0",
 );
 
 unsafe extern "C" {
-    #[link_name = "ghost_handler"]
+    #[link_name = "empty_handler"]
     pub(crate) fn handler();
-    #[link_name = "ghost_restorer"]
+    #[link_name = "signal_restorer"]
     pub(crate) fn restorer();
 }
 
 /// # Safety
 /// As the system call.
 #[inline(always)]
-pub(crate) unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
+pub(crate) unsafe fn syscall5(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+) -> isize {
     let result: isize;
-    // The fifth argument is always 0: `ppoll` ignores it without a mask, `prctl` wants it.
     // SAFETY: the kernel preserves every register but x0; the rest is the caller's promise.
     unsafe {
         asm!(
@@ -45,7 +62,7 @@ pub(crate) unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usi
             in("x1") b,
             in("x2") c,
             in("x3") d,
-            in("x4") 0_usize,
+            in("x4") e,
             options(nostack),
         );
     }

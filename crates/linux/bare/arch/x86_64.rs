@@ -1,3 +1,5 @@
+//! x86_64: the entry, the numbers and the one way into the kernel.
+
 use core::arch::{asm, global_asm};
 
 pub(crate) const READ: usize = 0;
@@ -7,37 +9,52 @@ pub(crate) const SIGACTION: usize = 13;
 pub(crate) const SIGPROCMASK: usize = 14;
 pub(crate) const IOCTL: usize = 16;
 pub(crate) const GETPID: usize = 39;
+pub(crate) const SOCKET: usize = 41;
+pub(crate) const CONNECT: usize = 42;
+pub(crate) const SENDMSG: usize = 46;
+pub(crate) const RECVMSG: usize = 47;
 pub(crate) const KILL: usize = 62;
+pub(crate) const FCNTL: usize = 72;
 pub(crate) const GETPGID: usize = 121;
 pub(crate) const PRCTL: usize = 157;
 pub(crate) const EXIT_GROUP: usize = 231;
+pub(crate) const OPENAT: usize = 257;
+pub(crate) const READLINKAT: usize = 267;
 pub(crate) const PPOLL: usize = 271;
+pub(crate) const SIGNALFD: usize = 289;
+pub(crate) const EXECVEAT: usize = 322;
 pub(crate) const CLOSE_RANGE: usize = 436;
 
 // The handler's `ret` goes to the restorer, which the kernel leaves to the program here.
 global_asm!(
-    ".globl _start, ghost_handler, ghost_restorer",
+    ".globl _start, empty_handler, signal_restorer",
     "_start: mov rdi, rsp",
     "and rsp, -16",
-    "call ghost_main",
-    "ghost_handler: ret",
-    "ghost_restorer: mov eax, 15",
+    "call program_main",
+    "empty_handler: ret",
+    "signal_restorer: mov eax, 15",
     "syscall",
 );
 
 unsafe extern "C" {
-    #[link_name = "ghost_handler"]
+    #[link_name = "empty_handler"]
     pub(crate) fn handler();
-    #[link_name = "ghost_restorer"]
+    #[link_name = "signal_restorer"]
     pub(crate) fn restorer();
 }
 
 /// # Safety
 /// As the system call.
 #[inline(always)]
-pub(crate) unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
+pub(crate) unsafe fn syscall5(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+) -> isize {
     let result: isize;
-    // The fifth argument is always 0: `ppoll` ignores it without a mask, `prctl` wants it.
     // SAFETY: the kernel clobbers rcx and r11 only; the rest is the caller's promise.
     unsafe {
         asm!(
@@ -47,7 +64,7 @@ pub(crate) unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usi
             in("rsi") b,
             in("rdx") c,
             in("r10") d,
-            in("r8") 0_usize,
+            in("r8") e,
             out("rcx") _,
             out("r11") _,
             options(nostack),

@@ -1,0 +1,143 @@
+//! make's own arguments, so far as the cluster has something to add to them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// Letters of make's options whose value is the rest of the word or the next one (make(1)).
+const WITH_VALUE: &[u8] = b"CEIWfo";
+
+/// Gives each `-j` without a number this one: make would start everything at once.
+pub(super) fn with_job_count(arguments: &[OsString], jobs: u32) -> Vec<OsString> {
+    let mut told = Vec::with_capacity(arguments.len());
+    let mut rest = arguments.iter().peekable();
+    while let Some(word) = rest.next() {
+        let bytes = word.as_bytes();
+        if bytes == b"--" {
+            told.push(word.clone());
+            break;
+        }
+        if bytes == b"--jobs" {
+            told.push(format!("--jobs={jobs}").into());
+            continue;
+        }
+        let mut word = word.clone();
+        match last_letter(bytes) {
+            Some(Last::Value) => {
+                told.push(word);
+                told.extend(rest.next().cloned());
+                continue;
+            }
+            // As make has it: a next word of digits alone is the number.
+            Some(Last::Jobs) if !rest.peek().is_some_and(|next| is_number(next)) => {
+                let mut bytes = word.into_vec();
+                bytes.extend(jobs.to_string().into_bytes());
+                word = OsString::from_vec(bytes);
+            }
+            _ => {}
+        }
+        told.push(word);
+    }
+    told.extend(rest.cloned());
+    told
+}
+
+/// How many jobs make starts at once by its arguments, with [`with_job_count`] applied: the last
+/// count given. Without any it may still be told by the environment.
+pub(super) fn job_count(arguments: &[OsString]) -> Option<u32> {
+    let mut count = std::env::var_os("MAKEFLAGS").is_none().then_some(1);
+    let mut rest = arguments.iter().peekable();
+    while let Some(word) = rest.next() {
+        let bytes = word.as_bytes();
+        let text = word.to_string_lossy();
+        if bytes == b"--" {
+            break;
+        }
+        let told = match (text.strip_prefix("--jobs="), last_letter(bytes)) {
+            (Some(number), _) => Some(number.to_owned()),
+            (None, Some(Last::Jobs)) => rest.peek().map(|next| next.to_string_lossy().into()),
+            (None, Some(Last::Value)) => {
+                rest.next();
+                None
+            }
+            (None, None) if text.starts_with("--") || !text.starts_with('-') => None,
+            (None, None) => text.split_once('j').map(|(_, number)| number.to_owned()),
+        };
+        count = told.and_then(|number| number.parse().ok()).or(count);
+    }
+    count
+}
+
+/// What a word of short options ends with.
+enum Last {
+    /// `j` without a number.
+    Jobs,
+    /// An option whose value is the next word.
+    Value,
+}
+
+fn last_letter(word: &[u8]) -> Option<Last> {
+    let letters = word
+        .strip_prefix(b"-")
+        .filter(|rest| !rest.starts_with(b"-"))?;
+    for (index, letter) in letters.iter().enumerate() {
+        let is_last = index + 1 == letters.len();
+        match letter {
+            b'j' if is_last => return Some(Last::Jobs),
+            letter if WITH_VALUE.contains(letter) => return is_last.then_some(Last::Value),
+            // The rest of the word is their value.
+            b'j' | b'l' | b'O' => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
+fn is_number(word: &OsStr) -> bool {
+    !word.is_empty() && word.as_bytes().iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str) -> String {
+        let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+        let told = with_job_count(&words, 8);
+        let told: Vec<_> = told.iter().map(|word| word.to_string_lossy()).collect();
+        told.join(" ")
+    }
+
+    #[test]
+    fn a_bare_j_gets_the_clusters_slots() {
+        for (given, expected) in [
+            ("-j", "-j8"),
+            ("-kj all", "-kj8 all"),
+            ("--jobs all", "--jobs=8 all"),
+            ("-j -k", "-j8 -k"),
+            ("-C dir -j", "-C dir -j8"),
+        ] {
+            assert_eq!(told(given), expected);
+        }
+    }
+
+    #[test]
+    fn the_number_of_jobs_is_known() {
+        let count = |text: &str| {
+            let words: Vec<OsString> = text.split(' ').map(OsString::from).collect();
+            job_count(&words)
+        };
+        assert_eq!(count("make -kj8 all"), Some(8));
+        assert_eq!(count("make -j 3"), Some(3));
+        assert_eq!(count("make -j2 --jobs=5 -fj9"), Some(5));
+    }
+
+    #[test]
+    fn everything_else_stays() {
+        for text in [
+            "-j4", "-j 4 all", "--jobs=4", "-kj4", "-f j", "-fj", "-C -j", "-- -j", "-Oj", "-l2",
+            "jobs", "-", "-I -j", "all V=1",
+        ] {
+            assert_eq!(told(text), text);
+        }
+    }
+}

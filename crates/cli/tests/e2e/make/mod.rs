@@ -1,0 +1,310 @@
+//! `wiglaf make` and `wiglaf build` beside plain make: the same files, words and exit codes.
+
+mod faults;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::cluster::{ALICE, Cluster, User, as_user, output_of, text, wiglaf};
+
+/// What a line leaves to show where it ran: its PID namespace.
+const WHERE: &str = "where";
+
+/// A directory with a build in it, at a path that stays the same, since compilers write it down.
+pub(crate) struct Tree {
+    directory: PathBuf,
+    user: User,
+}
+
+impl Tree {
+    fn new(cluster: &Cluster, user: User) -> Tree {
+        Tree {
+            directory: cluster.dir.join("tree"),
+            user,
+        }
+    }
+
+    /// Writes these files into a fresh directory.
+    fn write(&self, files: &[(&str, &str)]) {
+        let _ = fs::remove_dir_all(&self.directory);
+        fs::create_dir(&self.directory).expect("a directory");
+        for (name, content) in files {
+            let path = self.directory.join(name);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("a directory");
+            fs::write(path, content).expect("written");
+        }
+        if let User::Id(id) = self.user {
+            let to = format!("{id}:{id}");
+            let mut chown = Command::new("chown");
+            chown.args(["-R", &to]).arg(&self.directory);
+            assert!(output_of(chown).status.success());
+        }
+    }
+
+    /// A shell script in the directory, outputs joined in their order. Nothing is learned from
+    /// other builds.
+    fn run(&self, cluster: &Cluster, script: &str) -> (Option<i32>, String) {
+        let output = output_of(self.command(cluster, &format!("exec 2>&1; {script}")));
+        (output.status.code(), text(&output.stdout))
+    }
+
+    fn command(&self, cluster: &Cluster, script: &str) -> Command {
+        let mut command = as_user(self.user, Path::new("/bin/bash"));
+        let bin = wiglaf().parent().expect("a directory").display();
+        command
+            .args(["-c", script])
+            .env_clear()
+            .env("WIGLAF_DIR", &cluster.dir)
+            .env("PATH", format!("{bin}:/usr/bin:/bin"))
+            .env("XDG_CACHE_HOME", self.directory.join(".cache"))
+            .current_dir(&self.directory)
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// All files by their names, but for what is not to be compared.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut directories = vec![self.directory.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(&directory).expect("readable").flatten() {
+                let path = entry.path();
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if path.is_dir() {
+                    if !name.starts_with('.') {
+                        directories.push(path);
+                    }
+                } else if !name.ends_with(WHERE) && !name.starts_with(".ninja") {
+                    let content = fs::read(&path).expect("readable");
+                    files.insert(path, content);
+                }
+            }
+        }
+        files
+    }
+
+    /// The PID namespaces that lines have told of.
+    fn places(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.directory).expect("readable").flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with(WHERE))
+            .map(|entry| fs::read_to_string(entry.path()).expect("readable"))
+            .collect()
+    }
+
+    fn assert_some_lines_ran_on_nodes(&self) {
+        let own = fs::read_link("/proc/self/ns/pid").expect("we have one");
+        let own = own.display().to_string();
+        let places = self.places();
+        assert!(
+            places.iter().any(|place| place.trim() != own),
+            "all lines ran here: {places:?}"
+        );
+    }
+}
+
+/// Compiles, so that it is worth a node, and tells where that was.
+const COMPILE: &str = "gcc -O1 -I. -c -o '$@' '$<' && readlink /proc/self/ns/pid > '$@.where'";
+
+fn makefile() -> String {
+    format!(
+        "all: prog words bash a\\ file.o
+.PHONY: all sub words bash
+X := $(shell echo captured; echo noise >&2)
+prog: a.o b.o sub
+\tgcc -o $@ a.o b.o sub/libsub.a
+%.o: %.c gen.h
+\t{COMPILE}
+a\\ file.o: a\\ file.c gen.h
+\t{COMPILE}
+gen.h: gen.sh
+\tsh ./gen.sh > $@
+sub: gen.h
+\t$(MAKE) -C sub
+words: prog
+\t@echo one $(X); echo two >&2; ./prog; echo $$$$ >/dev/null; umask; ulimit -n
+bash: SHELL := /bin/bash
+bash: words
+\t@words=(a 'b c'); gcc --version >/dev/null; echo $${{#words[@]}} $${{words[1]}} \"$$0\"
+"
+    )
+}
+
+const SUB_MAKEFILE: &str = "\
+libsub.a: c.o d.o
+\tar rcD $@ $^
+%.o: %.c ../gen.h
+\tgcc -O1 -I.. -c -o $@ $<
+";
+
+pub(crate) fn tree_files() -> Vec<(&'static str, String)> {
+    vec![
+        ("Makefile", makefile()),
+        ("gen.sh", "echo '#define N 3'\n".into()),
+        (
+            "a.c",
+            "#include <stdio.h>\n#include \"gen.h\"\nint b(void); int c(void); int d(void);\n\
+             int main(void) { printf(\"%d\\n\", b() + c() + d() + N); return 0; }\n"
+                .into(),
+        ),
+        (
+            "b.c",
+            "#include \"gen.h\"\n#warning hm\nint b(void) { return N; }\n".into(),
+        ),
+        ("a file.c", "#include \"gen.h\"\nint spaces = N;\n".into()),
+        ("sub/Makefile", SUB_MAKEFILE.into()),
+        (
+            "sub/c.c",
+            "#include \"gen.h\"\nint c(void) { return N; }\n".into(),
+        ),
+        ("sub/d.c", "int d(void) { return 4; }\n".into()),
+    ]
+}
+
+impl Tree {
+    pub(crate) fn fill(&self) {
+        let files = tree_files();
+        let files: Vec<_> = files
+            .iter()
+            .map(|(name, text)| (*name, text.as_str()))
+            .collect();
+        self.write(&files);
+    }
+}
+
+fn sorted(words: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = words.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn builds_as_make_does(cluster: &Cluster, tree: &Tree) {
+    tree.fill();
+    let plain = tree.run(cluster, "make");
+    assert_eq!(plain.0, Some(0), "{}", plain.1);
+    let expected = tree.files();
+    tree.fill();
+    let ours = tree.run(cluster, "wiglaf make --require-cluster");
+    assert_eq!(ours, plain);
+    assert_eq!(tree.files(), expected);
+    tree.assert_some_lines_ran_on_nodes();
+    assert_eq!(
+        tree.run(
+            cluster,
+            "wiglaf make --require-cluster -q gen.h a.o sub/libsub.a"
+        ),
+        (Some(0), "noise\n".into()),
+        "what is up to date is so for make, whose clock dates it"
+    );
+    tree.fill();
+    let many = tree.run(cluster, "wiglaf make --require-cluster -j");
+    assert_eq!(many.0, Some(0), "{}", many.1);
+    assert_eq!(tree.files(), expected);
+    let plain = tree.run(
+        cluster,
+        "rm -rf *.o *.where prog gen.h sub/*.[oa]; make -j8",
+    );
+    assert_eq!(sorted(&many.1), sorted(&plain.1));
+}
+
+#[test]
+fn a_tree_is_built_as_by_make_itself() {
+    let Some(cluster) = Cluster::start(3) else {
+        return;
+    };
+    builds_as_make_does(&cluster, &Tree::new(&cluster, User::Root));
+    cluster.down();
+}
+
+#[test]
+fn an_ordinary_user_builds_on_the_machines_cluster() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    std::os::unix::fs::chown(&cluster.dir, Some(54_321), None).expect("root gives it away");
+    let tree = Tree::new(&cluster, ALICE);
+    builds_as_make_does(&cluster, &tree);
+    let object = fs::metadata(tree.directory.join("a.o")).expect("it is there");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&object), 54_321);
+    cluster.down();
+}
+
+#[test]
+fn ninja_is_caught_as_well() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    if !Path::new("/usr/bin/ninja").exists() {
+        crate::cluster::skip("ninja is not installed");
+        return cluster.down();
+    }
+    let tree = Tree::new(&cluster, User::Root);
+    let rules = format!(
+        "rule cc\n  command = {}\nbuild a.o: cc a.c\nbuild b.o: cc b.c\n",
+        COMPILE
+            .replace("'$@'", "$out")
+            .replace("'$<'", "$in")
+            .replace("'$@.where'", "$out.where")
+    );
+    let fill = || {
+        tree.fill();
+        fs::write(tree.directory.join("build.ninja"), &rules).expect("written");
+        fs::write(tree.directory.join("gen.h"), "#define N 1\n").expect("written");
+    };
+    fill();
+    let plain = tree.run(&cluster, "ninja -j1");
+    let expected = tree.files();
+    assert_eq!(plain.0, Some(0), "{}", plain.1);
+    fill();
+    let ours = tree.run(&cluster, "wiglaf build --require-cluster -- ninja -j1");
+    assert_eq!(ours, plain);
+    assert_eq!(tree.files(), expected);
+    tree.assert_some_lines_ran_on_nodes();
+    cluster.down();
+}
+
+#[test]
+fn a_build_within_a_build_belongs_to_the_outer_one() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    let tree = Tree::new(&cluster, User::Root);
+    tree.fill();
+    let inner = tree.directory.join("outer.mk");
+    fs::write(inner, "all:\n\t+@wiglaf make --require-cluster prog\n").expect("written");
+    let ours = tree.run(&cluster, "wiglaf make --require-cluster -f outer.mk");
+    assert_eq!(ours.0, Some(0), "{}", ours.1);
+    tree.assert_some_lines_ran_on_nodes();
+    cluster.down();
+}
+
+#[test]
+fn without_a_head_the_build_runs_here_and_says_so() {
+    let cluster = Cluster::prepare(User::Root);
+    let tree = Tree::new(&cluster, User::Root);
+    tree.write(&[("Makefile", "all:\n\t@echo built; exit 3\n")]);
+    let (code, words) = tree.run(&cluster, "wiglaf make");
+    assert_eq!(code, Some(2));
+    assert!(
+        words.contains("wiglaf: building here alone: no head is running"),
+        "{words}"
+    );
+    assert!(words.contains("\nbuilt\n"), "{words}");
+    let (code, words) = tree.run(&cluster, "wiglaf make --require-cluster");
+    assert_eq!(code, Some(125));
+    assert!(!words.contains("built\n"), "{words}");
+    let _ = fs::remove_dir_all(&cluster.dir);
+    std::mem::forget(cluster);
+}
+
+pub(crate) fn succeeded(output: &Output) {
+    assert!(
+        output.status.success(),
+        "{}: {}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}

@@ -1,0 +1,136 @@
+//! The programs.
+
+use super::{Build, Difference, Input, Source};
+
+/// What most of them have in common.
+const PLAIN: Input = Input {
+    name: "",
+    about: "",
+    source: Source::Own,
+    packages: &["gcc", "libc6-dev", "make"],
+    folder: "",
+    prepare: None,
+    build: Build::Make(&[]),
+    needs_cargo: false,
+    differences: &[],
+};
+
+pub(super) const INPUTS: &[Input] = &[
+    Input {
+        name: "redis-deps",
+        about: "the libraries that come with redis: recursive make",
+        source: Source::Debian("redis"),
+        folder: "deps",
+        build: Build::Make(&["hiredis", "linenoise", "lua", "hdr_histogram"]),
+        ..PLAIN
+    },
+    Input {
+        name: "redis",
+        about: "redis-server with its libraries",
+        source: Source::Debian("redis"),
+        build: Build::Make(&["MALLOC=libc", "redis-server"]),
+        ..PLAIN
+    },
+    Input {
+        name: "lua",
+        about: "Lua 5.4: one flat Makefile",
+        source: Source::Debian("lua5.4"),
+        build: Build::Make(&["linux"]),
+        ..PLAIN
+    },
+    Input {
+        name: "zlib",
+        about: "zlib: a configure script of its own",
+        source: Source::Debian("zlib"),
+        prepare: Some("./configure"),
+        differences: &[Difference {
+            files: "configure.log",
+            reason: "the time, and a process' number",
+        }],
+        ..PLAIN
+    },
+    Input {
+        name: "busybox",
+        about: "busybox, allnoconfig: kbuild in small",
+        source: Source::Debian("busybox"),
+        prepare: Some("make allnoconfig"),
+        ..PLAIN
+    },
+    Input {
+        name: "hello",
+        about: "GNU hello: autotools, with configure over the cluster as well",
+        source: Source::Debian("hello"),
+        build: Build::Shell("./configure && make -j$JOBS"),
+        differences: &[Difference {
+            files: "config.log",
+            reason: "the names of the compiler's temporary files",
+        }],
+        ..PLAIN
+    },
+    Input {
+        name: "zopfli",
+        about: "zopfli: C and C++ by cmake and ninja",
+        source: Source::Debian("zopfli"),
+        packages: &["cmake", "g++", "gcc", "libc6-dev", "make", "ninja-build"],
+        prepare: Some("cmake -G Ninja -B build -D CMAKE_BUILD_TYPE=Release ."),
+        build: Build::Shell("ninja -C build -j$JOBS"),
+        differences: &[
+            Difference {
+                files: "build/.ninja_*",
+                reason: "when each file was made, and how long that took",
+            },
+            Difference {
+                files: "build/CMakeFiles/CMake*.log",
+                reason: "random names of folders for trials",
+            },
+        ],
+        ..PLAIN
+    },
+    Input {
+        name: "wiglaf",
+        about: "a crate of this workspace and what it depends on, by cargo",
+        source: Source::Own,
+        build: Build::Shell(
+            "CARGO_INCREMENTAL=0 cargo build --offline --locked -j$JOBS -p wiglaf-wire",
+        ),
+        needs_cargo: true,
+        differences: &[
+            Difference {
+                files: "target/.rustc_info.json",
+                reason: "a table in no order",
+            },
+            Difference {
+                files: "target/*/.fingerprint/*/dep-lib-*",
+                reason: "a table in no order",
+            },
+        ],
+        ..PLAIN
+    },
+    Input {
+        name: "emacs",
+        about: "emacs without windows: C, then much Lisp, each file by itself",
+        source: Source::Debian("emacs"),
+        packages: &["autoconf", "gcc", "libc6-dev", "make", "libncurses-dev"],
+        prepare: Some(
+            "./autogen.sh autoconf && ./configure --without-all --without-x --with-gnutls=no --without-makeinfo",
+        ),
+        ..PLAIN
+    },
+    Input {
+        name: "linux",
+        about: "Linux 6.1, tinyconfig",
+        source: Source::Linux,
+        packages: &[
+            "bc",
+            "bison",
+            "flex",
+            "gcc",
+            "libc6-dev",
+            "libelf-dev",
+            "libssl-dev",
+            "make",
+        ],
+        prepare: Some("make -C \"$SOURCE\" O=\"$PWD\" tinyconfig"),
+        ..PLAIN
+    },
+];
