@@ -15,6 +15,17 @@ const PLAIN: Input = Input {
     differences: &[],
 };
 
+const LINUX_PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
+    "flex",
+    "gcc",
+    "libc6-dev",
+    "libelf-dev",
+    "libssl-dev",
+    "make",
+];
+
 pub(super) const INPUTS: &[Input] = &[
     Input {
         name: "redis-deps",
@@ -120,17 +131,17 @@ pub(super) const INPUTS: &[Input] = &[
         name: "linux",
         about: "Linux 6.1, tinyconfig",
         source: Source::Linux,
-        packages: &[
-            "bc",
-            "bison",
-            "flex",
-            "gcc",
-            "libc6-dev",
-            "libelf-dev",
-            "libssl-dev",
-            "make",
-        ],
+        packages: LINUX_PACKAGES,
         prepare: Some("make -C \"$SOURCE\" O=\"$PWD\" tinyconfig"),
+        ..PLAIN
+    },
+    Input {
+        name: "linux-lib",
+        about: "the lib folder of the same: 80 objects, none of which takes long",
+        source: Source::Linux,
+        packages: LINUX_PACKAGES,
+        prepare: Some("make -C \"$SOURCE\" O=\"$PWD\" tinyconfig && make prepare"),
+        build: Build::Make(&["lib/"]),
         ..PLAIN
     },
 ];

@@ -30,7 +30,7 @@ int main(void)
 /// As they are called, most usual first.
 const COMPILERS: [&str; 3] = ["cc", "gcc", "clang"];
 /// Stands for the compiler that there is.
-const COMPILER: &str = "CC";
+const COMPILER: &str = "$CC";
 
 const BEGINNING: &[Stop] = &[
     Stop(
@@ -58,10 +58,29 @@ const COMPILING: Stop = Stop(
     "This machine's files are theirs: compiled on one node, run on all, written by all.",
     &[
         "cat hello.c",
-        "wiglaf run -w n1 CC -o hello hello.c",
+        "wiglaf run -w n1 $CC -o hello hello.c",
         "wiglaf run -a sh -c './hello >from-$WIGLAF_NODE'",
         "grep . from-*",
     ],
+);
+
+/// A program of several files, and what makes it.
+const SPHERES: [(&str, &str); 10] = [
+    ("Makefile", include_str!("demo/spheres/Makefile")),
+    ("spheres.h", include_str!("demo/spheres/spheres.h")),
+    ("camera.c", include_str!("demo/spheres/camera.c")),
+    ("image.c", include_str!("demo/spheres/image.c")),
+    ("light.c", include_str!("demo/spheres/light.c")),
+    ("main.c", include_str!("demo/spheres/main.c")),
+    ("plane.c", include_str!("demo/spheres/plane.c")),
+    ("scene.c", include_str!("demo/spheres/scene.c")),
+    ("sphere.c", include_str!("demo/spheres/sphere.c")),
+    ("vector.c", include_str!("demo/spheres/vector.c")),
+];
+
+const BUILDING: Stop = Stop(
+    "A ray tracer with an ordinary Makefile: make runs here, its compilers on all nodes.",
+    &["cat Makefile", "wiglaf make --plan -j CC=$CC", "./spheres"],
 );
 
 const END: &[Stop] = &[
@@ -133,12 +152,33 @@ fn compile(place: &Place) -> Result<(), CommandError> {
         output::print("\n# There is no C compiler here, so nothing is compiled.\n")?;
         return Ok(());
     };
-    let Stop(sentence, commands) = COMPILING;
-    output::print(&format!("\n# {sentence}\n$ cd {}\n", workshop.display()))?;
+    work(place, &workshop, compiler, &COMPILING)?;
+    let yard = place.dir.join("spheres");
+    std::fs::DirBuilder::new().mode(0o755).create(&yard)?;
+    for (name, text) in SPHERES {
+        std::fs::write(yard.join(name), text)?;
+    }
+    let make = Command::new("make").arg("--version").output();
+    if make.is_ok_and(|done| done.status.success()) {
+        work(place, &yard, compiler, &BUILDING)
+    } else {
+        output::print("\n# There is no make here, so nothing is built.\n")?;
+        Ok(())
+    }
+}
+
+/// A stop in a directory of its own, with this machine's compiler.
+fn work(
+    place: &Place,
+    directory: &Path,
+    compiler: &str,
+    Stop(sentence, commands): &Stop,
+) -> Result<(), CommandError> {
+    output::print(&format!("\n# {sentence}\n$ cd {}\n", directory.display()))?;
     commands.iter().try_for_each(|command| {
         let command = command.replace(COMPILER, compiler);
         output::print(&format!("$ {command}\n"))?;
-        succeed(place.command(&command).current_dir(&workshop))
+        succeed(place.command(&command).current_dir(directory))
     })
 }
 

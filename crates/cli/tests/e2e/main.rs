@@ -16,6 +16,7 @@ mod jobs;
 mod machines;
 mod make;
 mod options;
+mod private;
 mod run;
 mod shell;
 mod terminal;

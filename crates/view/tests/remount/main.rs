@@ -184,6 +184,7 @@ struct World {
     keeper: OwnedFd,
     /// Changes that were told, by what they are.
     everything: usize,
+    doubtful: usize,
     told: usize,
 }
 
@@ -217,6 +218,7 @@ impl World {
             group,
             keeper,
             everything: 0,
+            doubtful: 0,
             told: 0,
         }
     }
@@ -243,6 +245,8 @@ impl World {
                 Told::Answer(answer) => node.answer(answer),
                 Told::Changes(changes) => {
                     self.told += changes.len();
+                    let doubtful = |change: &&Change| matches!(change, Change::Doubtful { .. });
+                    self.doubtful += changes.iter().filter(doubtful).count();
                     self.everything += usize::from(changes.contains(&Change::Everything));
                     node.changed(changes);
                 }
@@ -513,6 +517,64 @@ proptest! {
     ) {
         storm(&deeds, &looks)?;
     }
+}
+
+/// A file system in memory goes, and the next one has its number, its place and its mount's
+/// number, all between two looks.
+#[test]
+fn a_successor_with_the_same_numbers_is_another_file_system() {
+    const TRIES: usize = 20;
+    let Some(ground) = Ground::new() else {
+        return;
+    };
+    let mut world = World::new(&ground.at(), FEW_HELD);
+    world.act(&Step::Head(Deed::Memory(0, 1)));
+    let place = world.at.join("a");
+    for n in 0..TRIES {
+        let number = u8::try_from(n).expect("few");
+        world.barrier(0);
+        world.look_as_keeper();
+        world.compare(0).expect("no difference");
+        // Others use the descriptors.
+        for other in 1..PLACES.len() {
+            world.act(&Step::Look(0, other, 0));
+        }
+        let device = |place: &Path| fs::metadata(place).expect("it is there").dev();
+        let (before, doubtful) = (device(&place), world.doubtful);
+        world.act(&Step::Head(Deed::Replace(0, number)));
+        let is_same = device(&place) == before;
+        let file = fs::read_to_string(place.join("f")).expect("it is there");
+        assert_eq!(file, format!("{number}\n"), "it could not be unmounted");
+        world.compare(0).expect("no difference");
+        // Nobody has marked it.
+        world.act(&Step::Head(Deed::Write(0, 99)));
+        world.compare(0).expect("no difference");
+        if is_same {
+            assert!(world.doubtful > doubtful, "what was there is not believed");
+            return;
+        }
+    }
+    let _ = writeln!(std::io::stderr(), "SKIPPED: numbers are not given again");
+}
+
+/// A directory that is known, held by no descriptor and not where it was may be mounted in.
+#[test]
+fn a_directory_that_can_not_be_found_is_doubtful() {
+    let Some(ground) = Ground::new() else {
+        return;
+    };
+    let mut world = World::new(&ground.at(), FEW_HELD);
+    for node in 0..NODES {
+        world.compare(node).expect("no difference");
+    }
+    for command in ["mv -T a e", "mount -t tmpfs t e/s"] {
+        world.head.begin(command);
+        world.head.end();
+    }
+    let doubtful = world.doubtful;
+    world.barrier(0);
+    assert!(world.doubtful > doubtful);
+    world.compare(0).expect("no difference");
 }
 
 /// What a mount has nothing to do with costs no question again.

@@ -35,7 +35,7 @@ impl<'a> Medium<'a> {
         if !self.has_queue.replace(true) {
             self.run("ip", &format!("link add name {queue} type ifb"))?;
             if self.space.is_none() {
-                self.stage.sweeper.add_link(queue)?;
+                self.stage.sweeper.add_link(&queue)?;
             }
             self.run("ip", &format!("link set {queue} up"))?;
             self.run(

@@ -18,6 +18,7 @@ mod node;
 mod operations;
 mod rights;
 mod shown;
+mod undoing;
 mod watched;
 
 const A: LinkId = LinkId(1);
