@@ -377,7 +377,8 @@ impl Head {
                         .push(AgentLink::server(socket, self.tls.clone()).unwrap());
                 }
                 Ok(Some(Role::Deputy(DEPUTY))) => {
-                    let link = DeputyLink::server(socket, self.deputy_tls.clone()).unwrap();
+                    let mut link = DeputyLink::server(socket, self.deputy_tls.clone()).unwrap();
+                    link.heed_compression();
                     self.next_link += 1;
                     self.deputies.push((LinkId(self.next_link), link));
                 }

@@ -1,10 +1,10 @@
 //! Names in directories: finding, making, removing.
 
-use wiglaf_fuse::{Entry, Reply, Valid};
+use wiglaf_fuse::{Entry, Notification, Reply, Valid};
 use wiglaf_wire::view::{Ask, Attributes, FileId, NewFile, Reply as Told, Use};
 
 use super::listing::{Asked, Name};
-use super::{HandleId, OWN_FIRST, Session, Waiting, convert, errno, unexpected};
+use super::{Effect, HandleId, OWN_FIRST, Session, Waiting, convert, errno, unexpected};
 
 const RENAME_EXCHANGE: u32 = 2;
 /// Longest name on any of Linux's file systems.
@@ -143,6 +143,17 @@ impl Session {
         }
     }
 
+    /// Nobody says any more what a name means, of which the kernel may have been told.
+    fn unlearn_name(&mut self, parent: u64, name: &[u8]) {
+        self.set_name(parent, name, None);
+        let in_kernel = self.files.get(&parent).is_some_and(|file| file.kernel > 0);
+        if in_kernel && !self.is_mounted_on(parent, name) {
+            let name = name.to_vec();
+            let notice = Notification::Expire { parent, name };
+            self.effects.push(Effect::Notice(notice));
+        }
+    }
+
     pub(super) fn looked_up(
         &mut self,
         unique: u64,
@@ -238,7 +249,7 @@ impl Session {
                 self.reply_entry(unique, node);
             }
             other => {
-                self.set_name(parent, &name, None);
+                self.unlearn_name(parent, &name);
                 self.fail(unique, unexpected(other));
             }
         }
@@ -313,7 +324,7 @@ impl Session {
             other => {
                 self.handles.remove(&handle);
                 if let Some(name) = &name {
-                    self.set_name(parent, name, None);
+                    self.unlearn_name(parent, name);
                 }
                 self.fail(unique, unexpected(other));
             }
@@ -358,7 +369,7 @@ impl Session {
                 self.reply(unique, Reply::Empty);
             }
             other => {
-                self.set_name(parent, &name, None);
+                self.unlearn_name(parent, &name);
                 self.fail(unique, unexpected(other));
             }
         }
@@ -417,8 +428,8 @@ impl Session {
                 self.reply(unique, Reply::Empty);
             }
             other => {
-                self.set_name(from.0, &from.1, None);
-                self.set_name(to.0, &to.1, None);
+                self.unlearn_name(from.0, &from.1);
+                self.unlearn_name(to.0, &to.1);
                 self.fail(unique, unexpected(other));
             }
         }

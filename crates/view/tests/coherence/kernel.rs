@@ -37,6 +37,8 @@ struct Inode {
 pub(crate) struct Kernel {
     session: Session,
     questions: Vec<Question>,
+    /// Whether programs have to have the right to enter `/`.
+    checks_root: bool,
     names: HashMap<(u64, Vec<u8>), Option<u64>>,
     inodes: HashMap<u64, Inode>,
     /// The request that a program waits in, and its answer.
@@ -58,6 +60,7 @@ impl Kernel {
         Kernel {
             session: Session::new(&["proc", "sys", "dev", "run"], Bounds::default()),
             questions: Vec::new(),
+            checks_root: false,
             names: HashMap::new(),
             inodes: HashMap::from([(ROOT, Inode::default())]),
             unique: 0,
@@ -68,6 +71,11 @@ impl Kernel {
             passed: false,
             checked: None,
         }
+    }
+
+    /// As Linux does, which asks for the attributes of `/` before anything else.
+    pub(crate) fn check_root(&mut self) {
+        self.checks_root = true;
     }
 
     pub(crate) fn take_questions(&mut self) -> Vec<Question> {
@@ -93,6 +101,14 @@ impl Kernel {
         self.session.tell_uses();
         self.session.expect(vec![program.as_bytes().to_vec()]);
         self.carry_out();
+    }
+
+    /// The link is lost, and another one made.
+    pub(crate) fn relink(&mut self) {
+        self.session.lose();
+        self.carry_out();
+        self.questions.clear();
+        self.session.resume();
     }
 
     pub(crate) fn barrier(&mut self) {
@@ -241,6 +257,11 @@ impl Kernel {
 
     fn walk(&mut self, path: &str) -> Waits<Result<u64, i32>> {
         let mut at = ROOT;
+        if self.checks_root
+            && let Err(errno) = self.attributes(ROOT)?
+        {
+            return Some(Err(errno));
+        }
         for part in path.split('/').filter(|part| !part.is_empty()) {
             match self.step(at, part)? {
                 Ok(node) => at = node,
@@ -321,6 +342,8 @@ impl Kernel {
                     k.content(node, flags)?;
                 }
             }
+            k.session.tell_uses();
+            k.carry_out();
             Some(())
         })
     }
