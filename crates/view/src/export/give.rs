@@ -4,8 +4,8 @@
 
 use rustix::fs::FileType;
 use wiglaf_wire::view::{
-    Content, FIRST_GIVEN_HANDLE, FileId, Gift, HandleId, MAX_EXPECTED_PATHS, MAX_UNSETTLED_BYTES,
-    MAX_USES, PIECE_BYTES, Program, Reply, Use,
+    Content, FIRST_GIVEN_HANDLE, FileId, Gift, HandleId, MAX_EXPECTED_PATHS, MAX_USES, PIECE_BYTES,
+    Program, Reply, Use,
 };
 
 use super::giving::{Giving, MOSTLY};
@@ -276,7 +276,7 @@ impl Export {
             }
             return true;
         }
-        if giving.unsettled >= MAX_UNSETTLED_BYTES {
+        if !giving.has_room() {
             return false;
         }
         if let Some((program, path, piece)) = giving.pieces.pop_front() {

@@ -80,9 +80,14 @@ impl Default for Giving {
 
 impl Giving {
     pub(super) fn has_gifts(&self) -> bool {
-        let has_pieces = !self.pieces.is_empty() && self.unsettled < MAX_UNSETTLED_BYTES;
+        let has_pieces = !self.pieces.is_empty() && self.has_room();
         self.under_way_weight < self.window
             && (!self.expected.is_empty() || !self.wishes.is_empty() || has_pieces)
+    }
+
+    /// Whether the node has room for one more piece; it would throw it away else.
+    pub(super) fn has_room(&self) -> bool {
+        self.unsettled + u64::from(PIECE_BYTES) <= MAX_UNSETTLED_BYTES
     }
 
     /// Nothing that is queued is needed any more.

@@ -219,8 +219,11 @@ fn keys_reach_the_whole_build() {
     shell.say("fg");
     shell.expect("second");
     let remains = || {
-        let all = processes().into_iter().map(command_line);
-        all.filter(|line| line.starts_with("make ")).count()
+        let ours = processes().into_iter().filter(|pid| {
+            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == tree.directory)
+        });
+        ours.filter(|pid| command_line(*pid).starts_with("make"))
+            .count()
     };
     wait_for("make to end", || remains() == 0, String::new);
     cluster.down();

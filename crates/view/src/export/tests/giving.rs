@@ -1,6 +1,6 @@
 //! What is given unasked.
 
-use wiglaf_wire::view::{Gift, PIECE_BYTES, Program, Use};
+use wiglaf_wire::view::{Gift, MAX_UNSETTLED_BYTES, PIECE_BYTES, Program, Use};
 
 use super::watched::watched;
 use super::*;
@@ -218,4 +218,40 @@ fn what_others_write_and_what_is_hidden_is_not_given() {
     let uses = vec![Use::Opened(foreign), Use::Piece(foreign, 0)];
     let program = Some(program);
     rig.tell(A, Ask::Used { program, uses });
+}
+
+#[test]
+fn nobody_is_given_more_pieces_than_there_is_room_for() {
+    let Some((mut rig, _keeper)) = watched() else {
+        return;
+    };
+    let most = usize::try_from(MAX_UNSETTLED_BYTES).expect("it is small");
+    rig.write("program.so", vec![7; 2 * most]);
+    let program = rig.find(A, &rig.file("program.so")).file;
+    let pieces = u32::try_from(2 * most / PIECE_BYTES as usize).expect("few");
+    let mut uses = vec![Use::Opened(program)];
+    uses.extend((0..pieces).map(|piece| Use::Piece(program, piece)));
+    let used = Ask::Used {
+        program: Some(program),
+        uses,
+    };
+    rig.tell(A, used);
+    if !is_watched(&mut rig) {
+        return;
+    }
+    rig.launch(B, "program.so");
+    let bytes = |gifts: &[Gift]| -> usize {
+        let each = gifts.iter().map(|gift| match gift {
+            Gift::Piece { data, .. } => data.0.len(),
+            _ => 0,
+        });
+        each.sum()
+    };
+    assert_eq!(bytes(&rig.gifts(B, true)), most);
+    let settled = 5;
+    rig.tell(B, Ask::Took { weight: 0, settled });
+    assert!(!rig.export.has_gifts(B));
+    let settled = u64::from(PIECE_BYTES);
+    rig.tell(B, Ask::Took { weight: 0, settled });
+    assert_eq!(bytes(&rig.gifts(B, true)), PIECE_BYTES as usize);
 }
