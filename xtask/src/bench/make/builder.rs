@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -10,6 +11,10 @@ use super::cluster::Cluster;
 use super::farm::{DISTCC, Farm, ICECC};
 use crate::inputs::place::Place;
 use crate::inputs::record::Lines;
+
+/// Its nodes take nothing while they find their processors busy, of which they tell the scheduler
+/// every three seconds: they must not be refused for what another's build has done.
+const ICE_REST: Duration = Duration::from_secs(8);
 
 /// One build of one input, ready to be started.
 pub(super) struct Job<'a> {
@@ -24,6 +29,11 @@ pub(super) trait Builder {
     fn name(&self) -> &'static str;
 
     fn command(&self, job: &Job) -> Result<Command>;
+
+    /// How long nothing should run before its build.
+    fn rest(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// What nodes have compiled or run until now, of all builds; None where nothing leaves this
     /// machine.
@@ -120,6 +130,10 @@ pub(super) struct Icecc<'f, 'a>(pub(super) &'f Farm<'a>);
 impl Builder for Icecc<'_, '_> {
     fn name(&self) -> &'static str {
         "icecream"
+    }
+
+    fn rest(&self) -> Duration {
+        ICE_REST
     }
 
     fn command(&self, job: &Job) -> Result<Command> {

@@ -117,6 +117,7 @@ impl<'a> Ground<'a> {
         let mut command = builder.command(&job)?;
         // What unpacking wrote is not to be written now.
         rustix::fs::sync();
+        std::thread::sleep(builder.rest());
         self.stage.groups.enter(Group::Head)?;
         let used = |group| self.stage.groups.cpu_ms(group);
         let before = (used(Group::Head)?, used(Group::Nodes)?);

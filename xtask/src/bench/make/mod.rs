@@ -229,8 +229,10 @@ fn measure(
     }
     report.note(
         "distcc: lzo, no fallback to the head (DISTCC_FALLBACK=0), two slots for each node. icecream: \
-         two slots for each node, none on the head; it compiles on the head all the same when it \
-         finds the nodes busy. Both call the compiler for the kernel's host programs as well."
+         two slots for each node, none on the head, and 8 s of rest before its builds: its nodes take \
+         nothing while they find their processors busy, with each other's work as well, and then it \
+         compiles on the head. A build of which it has distributed less than 70 % is a failure here. \
+         Both call the compiler for the kernel's host programs as well."
             .to_owned(),
     );
     Ok(failures)
