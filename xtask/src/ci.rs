@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::testing::{self, Totals};
-use crate::{arrows, binary, packages, run, sources, tools};
+use crate::{arrows, binary, inputs, packages, run, sources, tools};
 
 pub(crate) fn run() -> Result<()> {
     let metadata = MetadataCommand::new()
@@ -32,9 +32,15 @@ pub(crate) fn run() -> Result<()> {
     })?;
     // The dev profile: optimising every test program costs more than the tests do.
     let totals = steps.run("tests", testing::run)?;
+    steps.run("real builds over four nodes", || {
+        inputs::compare::run(&inputs::compare::Args::over_nodes(REAL_BUILDS))
+    })?;
     steps.report(&totals);
     Ok(())
 }
+
+/// GNU make with recursion, autotools, and ninja by CMake.
+const REAL_BUILDS: &[&str] = &["redis-deps", "hello", "zopfli"];
 
 fn clippy() -> Result<()> {
     run::check(run::cargo().args([

@@ -11,6 +11,7 @@ mod binary;
 mod ci;
 mod inputs;
 mod packages;
+mod recording;
 mod run;
 mod sources;
 mod testing;
@@ -33,6 +34,8 @@ enum Task {
     Inputs(inputs::Args),
     /// Build inputs here and over a cluster, and compare all files to the byte
     Compare(inputs::compare::Args),
+    /// Play the README's session at a terminal and write docs/recordings/make.svg
+    Recording,
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Inputs(args)) => inputs::run(&args),
         Some(Task::Compare(args)) => inputs::compare::run(&args),
+        Some(Task::Recording) => recording::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,6 +36,20 @@ pub(crate) struct Args {
     keep: bool,
 }
 
+impl Args {
+    /// These inputs, over four nodes, by the release binary.
+    pub(crate) fn over_nodes(names: &[&str]) -> Args {
+        Args {
+            names: names.iter().map(ToString::to_string).collect(),
+            local: false,
+            nodes: 4,
+            jobs: 4,
+            binary: None,
+            keep: false,
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let store = Store::open()?;
     let inputs = by_names(&args.names)?;

@@ -212,7 +212,10 @@ impl Deputy {
             touched.insert(id);
             bytes += brought(&question);
             if let Ask::For { task } = question.what
-                && self.tasks.get(&task).is_none_or(|task| task.link != Some(id))
+                && self
+                    .tasks
+                    .get(&task)
+                    .is_none_or(|task| task.link != Some(id))
             {
                 // It is not the node's to speak of (S3).
                 continue;

@@ -91,8 +91,7 @@ impl Export {
         let file = self.table.enter(link, path, stat, found, watch)?;
         if let Some(name) = found.name {
             let to = (file, Identity::of(stat).mount);
-            self.crossings
-                .learn(&self.table, found.directory, name, to);
+            self.crossings.learn(&self.table, found.directory, name, to);
         }
         if let Some(belief) = self.belief(link, file) {
             belief.tell();

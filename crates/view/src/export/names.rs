@@ -109,7 +109,12 @@ impl Export {
             RenameFlags::from_bits_retain(flags),
         )?;
         self.resettle(moved, (from_parent, from), (to_parent, to));
-        self.note_renamed((from_parent, from), (to_parent, to), replaced.is_some(), flags);
+        self.note_renamed(
+            (from_parent, from),
+            (to_parent, to),
+            replaced.is_some(),
+            flags,
+        );
         if let Some(replaced) = replaced.filter(|replaced| *replaced != moved) {
             if RenameFlags::from_bits_retain(flags).contains(RenameFlags::EXCHANGE) {
                 self.resettle(replaced, (to_parent, to), (from_parent, from));

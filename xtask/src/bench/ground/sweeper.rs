@@ -66,6 +66,11 @@ impl Sweeper {
         self.add("cluster", dir.as_os_str())
     }
 
+    /// One that has been taken down since.
+    pub(crate) fn forget_cluster(&self, dir: &Path) -> Result<()> {
+        self.add("down", dir.as_os_str())
+    }
+
     fn add(&self, kind: &str, value: &OsStr) -> Result<()> {
         let line = [kind.as_bytes(), b" ", value.as_bytes(), b"\n"].concat();
         let mut pipe = self
@@ -111,7 +116,11 @@ pub(in crate::bench) fn run(args: &[String]) -> Result<()> {
         }
     };
     let mut crippled = Vec::new();
+    let gone = of("down");
     for (binary, dir) in of("binary").into_iter().zip(of("cluster")) {
+        if gone.contains(&dir) {
+            continue;
+        }
         let down = move || bounded(Command::new(binary).arg("down").env("WIGLAF_DIR", dir));
         let result = down();
         if result.is_err() {

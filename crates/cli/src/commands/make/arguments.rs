@@ -60,11 +60,20 @@ pub(super) fn job_count(arguments: &[OsString]) -> Option<u32> {
                 None
             }
             (None, None) if text.starts_with("--") || !text.starts_with('-') => None,
-            (None, None) => text.split_once('j').map(|(_, number)| number.to_owned()),
+            (None, None) => joined_count(&text).map(str::to_owned),
         };
         count = told.and_then(|number| number.parse().ok()).or(count);
     }
     count
+}
+
+/// `4` of `-kj4`; the `j` of `-fj4` is a file's name.
+fn joined_count(word: &str) -> Option<&str> {
+    let at = word.find(|letter: char| {
+        let takes_rest = letter.is_ascii() && WITH_VALUE.contains(&(letter as u8));
+        takes_rest || matches!(letter, 'j' | 'l' | 'O')
+    })?;
+    word[at..].strip_prefix('j')
 }
 
 /// What a word of short options ends with.

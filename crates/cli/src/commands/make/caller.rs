@@ -162,7 +162,7 @@ impl Caller {
         found.iter().any(|(number, name)| {
             let is_known = *number < FIRST_EXTRA
                 || *number == socket
-                || home.inherited.contains(name)
+                || home.inherited.contains(name) && !names_descriptor(&self.argv, *number)
                 || jobserver.is_some_and(|pair| pair.contains(number));
             !is_known && !closes_on_exec(self.pid, *number)
         })
@@ -186,7 +186,10 @@ impl Caller {
             stdio,
             window: WindowSize::default(),
             leave: false,
-            private_tmp: true,
+            private_tmp: !self
+                .argv
+                .iter()
+                .any(|word| names_temporary(word, &self.cwd)),
             undo: true,
             host_name: Some(home.host_name.clone()),
         }
@@ -208,6 +211,53 @@ impl Caller {
     pub(super) fn ignores(&self, signal: u8) -> bool {
         self.status.ignored.contains(i32::from(signal))
     }
+}
+
+/// Where a node's lines have files of their own, unless they work there.
+const TEMPORARY: [&[u8]; 2] = [b"/tmp", b"/var/tmp"];
+
+/// Whether a word names a file for a while that others may share with its line: a lock, a log.
+/// It is then the head's on every node. What lies where the line works is that anyway.
+fn names_temporary(word: &[u8], cwd: &[u8]) -> bool {
+    let is_path = |byte: &u8| byte.is_ascii_alphanumeric() || b"_./-+".contains(byte);
+    let has = |text: &[u8]| word.windows(text.len()).any(|part| part == text);
+    let is_below = |path: &[u8], place: &[u8]| {
+        let rest = path.strip_prefix(place)?.strip_prefix(b"/")?;
+        let name = rest.split(|byte| !is_path(byte) || *byte == b'/').next()?;
+        (!name.is_empty()).then(|| name.to_vec())
+    };
+    let named = |place: &[u8]| {
+        let own = is_below(cwd, place);
+        (0..word.len()).any(|at| {
+            let rest = &word[at..];
+            if !rest.starts_with(place) {
+                return false;
+            }
+            let before = word[..at].iter().rev().take_while(|byte| is_path(byte));
+            let before: Vec<_> = before.collect();
+            // `-I/tmp/x` names such a file, `src/tmp/x` another.
+            let begins = before.is_empty() || matches!(before[..], [_, b'-']);
+            let end = rest.get(place.len());
+            let is_whole = end.is_none_or(|byte| *byte == b'/' || !is_path(byte));
+            begins && is_whole && (own.is_none() || is_below(rest, place) != own)
+        })
+    };
+    has(b"TMPDIR") || TEMPORARY.into_iter().any(named)
+}
+
+/// Whether a line names a descriptor that it has inherited: `>&3`, `/dev/fd/3`.
+fn names_descriptor(argv: &[Vec<u8>], number: i32) -> bool {
+    let is_named = |word: &[u8], sign: &str| {
+        let name = format!("{sign}{number}");
+        let mut found = word.windows(name.len() + 1);
+        found.any(|part| part.starts_with(name.as_bytes()) && !part[name.len()].is_ascii_digit())
+            || word.ends_with(name.as_bytes())
+    };
+    argv.iter().any(|word| {
+        ["&", "fd/", "-fd=", "-fd "]
+            .iter()
+            .any(|sign| is_named(word, sign))
+    })
 }
 
 /// Which streams the deputy relays. What both outputs write to one place keeps its order only if
@@ -455,6 +505,36 @@ mod tests {
         assert!(!has_jobserver(1, &env("MAKEFLAGS=w"), -1));
         let closed = env("MAKEFLAGS=--jobserver-auth=-2,-2");
         assert!(!has_jobserver(1, &closed, -1));
+    }
+
+    #[test]
+    fn what_lines_share_in_tmp_is_told_from_the_tree() {
+        let names = |line: &str, cwd: &str| names_temporary(line.as_bytes(), cwd.as_bytes());
+        for line in [
+            "gcc -c x.c; mkdir /tmp/lock",
+            "echo x >>/var/tmp/log",
+            "cp x /tmp",
+            "gcc -I/tmp/x -c x.c",
+            "cc >$TMPDIR/log",
+        ] {
+            assert!(names(line, "/home/u"), "{line}");
+        }
+        for line in ["gcc -Isrc/tmp/x -c /tmpfiles/x.c", "cp x ../tmp/y", ""] {
+            assert!(!names(line, "/home/u"), "{line}");
+        }
+        assert!(!names(
+            "gcc -I/tmp/tree/inc -c /tmp/tree/x.c",
+            "/tmp/tree/sub"
+        ));
+        assert!(names("gcc -c /tmp/tree/x.c 2>/tmp/log", "/tmp/tree/sub"));
+        assert!(names("gcc -c x.c 2>/tmp/tree2/log", "/tmp/tree"));
+    }
+
+    #[test]
+    fn descriptors_are_named_by_their_numbers() {
+        let names = |line: &str, number| names_descriptor(&[line.into()], number);
+        assert!(names("cc -c x.c; echo y >&3", 3) && names("cat /dev/fd/4; true", 4));
+        assert!(!names("echo y >&31; cc 2>&1", 3) && !names("cc -c x3.c &", 3));
     }
 
     #[test]

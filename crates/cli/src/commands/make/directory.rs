@@ -82,11 +82,14 @@ fn places() -> Vec<PathBuf> {
         .collect()
 }
 
-fn make_below(place: &Path) -> io::Result<PathBuf> {
+/// Under `su` the environment may name another user's, who could exchange what is in it.
+fn is_trusted(place: &Path) -> io::Result<bool> {
     let owner = fs::metadata(place)?.uid();
-    let own = rustix::process::geteuid().as_raw();
-    // Under `su` the environment may name another user's.
-    if owner != own && owner != 0 {
+    Ok(owner == rustix::process::geteuid().as_raw() || owner == 0)
+}
+
+fn make_below(place: &Path) -> io::Result<PathBuf> {
+    if !is_trusted(place)? {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let pid = std::process::id();
@@ -108,7 +111,10 @@ fn make_below(place: &Path) -> io::Result<PathBuf> {
 /// Those of our own builds that were killed.
 fn remove_stale(places: &[PathBuf]) {
     let own = rustix::process::geteuid().as_raw();
-    let entries = places.iter().filter_map(|place| fs::read_dir(place).ok());
+    let trusted = places
+        .iter()
+        .filter(|place| is_trusted(place).unwrap_or(false));
+    let entries = trusted.filter_map(|place| fs::read_dir(place).ok());
     for entry in entries.flatten().flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(NAME)) else {
@@ -145,20 +151,31 @@ fn is_inhabited(space: &Path) -> bool {
     })
 }
 
-/// Whether this process is itself part of a build: then its own broker sees to the lines.
-pub(super) fn is_within_build() -> bool {
-    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| is_build(&mounts))
+/// Whether this process is itself part of a build, whose broker then sees to the lines; it says
+/// whether there still is one.
+pub(super) fn build_around() -> Option<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let directory = build_of(&mounts)?;
+    let answers = || {
+        use rustix::net::{
+            AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+        };
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        connect(
+            &socket,
+            &SocketAddrUnix::new(shim::socket_in(Path::new(directory)))?,
+        )
+    };
+    Some(answers().is_ok())
 }
 
 /// The space of a build is mounted below its directory (proc_pid_mountinfo(5), field 5).
-fn is_build(mounts: &str) -> bool {
-    mounts.lines().any(|mount| {
-        let point = mount.split(' ').nth(4).unwrap_or_default();
-        let directory = point.strip_suffix("/space").unwrap_or_default();
-        directory
-            .rsplit('/')
-            .next()
-            .is_some_and(|name| name.starts_with(NAME))
+fn build_of(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|mount| {
+        let directory = mount.split(' ').nth(4)?.strip_suffix("/space")?;
+        let name = directory.rsplit('/').next()?;
+        name.starts_with(NAME).then_some(directory)
     })
 }
 
@@ -170,11 +187,30 @@ mod tests {
     fn a_build_is_known_by_its_space() {
         let within = "30 29 0:26 / /proc rw - proc proc rw\n\
                       61 29 0:40 / /run/wiglaf-build-77/space rw,nosuid - tmpfs wiglaf rw\n";
-        assert!(is_build(within));
-        assert!(!is_build(
-            "61 29 0:40 / /run/wiglaf-build-77 rw - tmpfs x rw\n"
-        ));
-        assert!(!is_build("61 29 0:40 / /srv/space rw - tmpfs x rw\n"));
+        assert_eq!(build_of(within), Some("/run/wiglaf-build-77"));
+        assert_eq!(
+            None,
+            build_of("61 29 0:40 / /run/wiglaf-build-77 rw - tmpfs x rw\n")
+        );
+        assert_eq!(None, build_of("61 29 0:40 / /srv/space rw - tmpfs x rw\n"));
+    }
+
+    #[test]
+    fn other_users_places_are_left_alone() {
+        let place = tempfile::tempdir().expect("a directory");
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        // Beyond the greatest PID.
+        let stale = place.path().join(format!("{NAME}99999999"));
+        fs::create_dir(&stale).expect("made");
+        std::os::unix::fs::chown(place.path(), Some(54_321), None).expect("given away");
+        remove_stale(&[place.path().to_owned()]);
+        assert!(stale.exists());
+        assert!(make_below(place.path()).is_err());
+        std::os::unix::fs::chown(place.path(), Some(0), None).expect("taken back");
+        remove_stale(&[place.path().to_owned()]);
+        assert!(!stale.exists());
     }
 
     #[test]

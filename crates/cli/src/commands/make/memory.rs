@@ -22,7 +22,7 @@ impl Memory {
         let cache = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-            .filter(|cache| cache.is_absolute());
+            .filter(|cache| cache.is_absolute() && is_ours(cache));
         let name = format!("{:016x}", fingerprint(tree.as_os_str().as_bytes()));
         Memory {
             file: cache.map(|cache| cache.join("wiglaf/build").join(name)),
@@ -54,6 +54,16 @@ impl Memory {
     }
 }
 
+/// Whether a directory, or what it is to be made in, is this user's: under `sudo` the environment
+/// may name another's, who would then have files there that are not theirs.
+fn is_ours(directory: &Path) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    let found = directory
+        .ancestors()
+        .find_map(|path| fs::metadata(path).ok());
+    found.is_some_and(|of| of.uid() == own)
+}
+
 /// Written beside it and renamed: two builds may end at once.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let Some(directory) = path.parent() else {
@@ -64,10 +74,11 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o700)
         .create(directory)?;
     let new = path.with_extension(std::process::id().to_string());
+    // Of a process that was killed and had our number.
+    let _ = fs::remove_file(&new);
     let written = fs::OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&new)
         .and_then(|mut file| file.write_all(bytes))
@@ -98,6 +109,23 @@ mod tests {
         assert_eq!(fs::read(&path).expect("there"), b"two");
         let count = fs::read_dir(path.parent().expect("a directory")).expect("there");
         assert_eq!(count.count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_written_where_others_are_at_home() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert!(is_ours(&directory.path().join("not/there")));
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(directory.path(), Some(54_321), None).expect("given away");
+            assert!(!is_ours(&directory.path().join("not/there")));
+        }
+        let path = directory.path().join("tree");
+        let trap = path.with_extension(std::process::id().to_string());
+        let victim = directory.path().join("victim");
+        fs::write(&victim, b"precious").expect("written");
+        std::os::unix::fs::symlink(&victim, trap).expect("linked");
+        write(&path, b"one").expect("written");
+        assert_eq!(fs::read(&victim).expect("there"), b"precious");
     }
 
     #[test]

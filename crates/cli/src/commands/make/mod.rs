@@ -124,9 +124,15 @@ fn run(
     jobs: impl Fn(&[OsString]) -> Option<u32>,
 ) -> CommandResult {
     let cores = processors();
-    // The shims of the build around this one see to its lines.
-    if directory::is_within_build() {
-        return execute(&command(cores));
+    match directory::build_around() {
+        // The shims of the build around this one see to its lines.
+        Some(true) => return execute(&command(cores)),
+        Some(false) => {
+            let error = CommandError::new("this is left over from a build that has ended")
+                .hint("its shells and compilers are no longer run on nodes: start it elsewhere");
+            return without_cluster(options, error, &command(cores));
+        }
+        None => {}
     }
     let cluster = match Cluster::reach(options.nodes.as_deref()) {
         Ok(cluster) => cluster,

@@ -1,11 +1,12 @@
 //! The shims that have called: what each wants, and what it is told.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
+use rustix::process::{Resource, getrlimit};
 use wiglaf_build::{Event, ShimId};
 use wiglaf_link::{Interest, Poll};
 use wiglaf_linux::process::pidfd_open;
@@ -18,9 +19,16 @@ use super::token::{Kind, token};
 
 /// Connections taken before others get their turn.
 const MAX_TAKEN: usize = 64;
+/// Descriptors that are kept for lines on nodes and for looking at callers. A shim whose descriptors
+/// can't be taken would run its line here with nobody knowing.
+const RESERVE: u64 = 24;
+/// Descriptors that a shim's call brings.
+const STDIO: u64 = 3;
 
 pub(super) struct Shims {
     listener: OwnedFd,
+    /// There were too few descriptors to take more.
+    is_full: bool,
     home: Home,
     next: u64,
     shims: HashMap<u64, Shim>,
@@ -50,6 +58,7 @@ impl Shims {
         poll.add(&listener, token(Kind::Listener, 0), Interest::Read)?;
         Ok(Shims {
             listener,
+            is_full: false,
             home,
             next: 0,
             shims: HashMap::new(),
@@ -73,6 +82,13 @@ impl Shims {
     /// Takes new connections; their calls are mostly there already.
     pub(super) fn accept(&mut self, poll: &Poll, events: &mut Vec<Event>) {
         for _ in 0..MAX_TAKEN {
+            // With no shim there is nobody to wait for.
+            if !self.shims.is_empty() && !self.has_room() {
+                self.is_full = poll
+                    .modify(&self.listener, token(Kind::Listener, 0), Interest::None)
+                    .is_ok();
+                return;
+            }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => socket,
@@ -100,6 +116,25 @@ impl Shims {
             }
             self.shims.insert(number, shim);
             self.ready(poll, number, events);
+        }
+    }
+
+    /// Descriptors are given out by the lowest number.
+    fn has_room(&self) -> bool {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let Ok(next) = rustix::io::fcntl_dupfd_cloexec(&self.listener, 0) else {
+            return false;
+        };
+        let silent = self.shims.values().filter(|shim| shim.caller.is_none());
+        let to_come = silent.count() as u64 * STDIO;
+        u64::from(next.as_raw_fd().unsigned_abs()) + to_come + RESERVE < limit
+    }
+
+    /// Some descriptors are free again.
+    fn made_room(&mut self, poll: &Poll) {
+        if self.is_full {
+            let token = token(Kind::Listener, 0);
+            self.is_full = poll.modify(&self.listener, token, Interest::Read).is_err();
         }
     }
 
@@ -189,6 +224,8 @@ impl Shims {
         if let Some(shim) = self.shims.remove(&id.0) {
             let _ = answer(&shim.socket, Verdict::Here(program.map(AsFd::as_fd)));
             let _ = poll.remove(&shim.socket);
+            drop(shim);
+            self.made_room(poll);
         }
     }
 
@@ -231,6 +268,8 @@ impl Shims {
     fn drop_shim(&mut self, poll: &Poll, number: u64) {
         if let Some(shim) = self.shims.remove(&number) {
             let _ = poll.remove(&shim.socket);
+            drop(shim);
+            self.made_room(poll);
         }
     }
 

@@ -265,6 +265,50 @@ fn ninja_is_caught_as_well() {
     cluster.down();
 }
 
+/// Each line counts under a lock in `/tmp`, and keeps a log there.
+const SHARING: &str = "\
+all: l1 l2 l3 l4 l5 l6
+l%: x.c
+\t@gcc -c -o $@.o x.c; readlink /proc/self/ns/pid > $@.where; \
+until mkdir /tmp/$(LOCK) 2>/dev/null; do sleep 0.05; done; read n < count; sleep 0.1; \
+echo $$((n+1)) > count; echo $@ >> /tmp/$(LOCK).log; rmdir /tmp/$(LOCK)
+";
+
+#[test]
+fn what_lines_share_outside_their_tree_is_shared_by_all_nodes() {
+    let Some(cluster) = Cluster::start(3) else {
+        return;
+    };
+    let tree = Tree::new(&cluster, User::Root);
+    let fill = |makefile| {
+        tree.write(&[
+            ("Makefile", makefile),
+            ("x.c", "int x;\n"),
+            ("count", "0\n"),
+        ]);
+    };
+    fill(SHARING);
+    let lock = format!("wiglaf-lock-{}", std::process::id());
+    let script = format!("wiglaf make --require-cluster -j6 LOCK={lock}");
+    assert_eq!(tree.run(&cluster, &script), (Some(0), String::new()));
+    let count = fs::read_to_string(tree.directory.join("count")).expect("readable");
+    assert_eq!(count, "6\n");
+    tree.assert_some_lines_ran_on_nodes();
+    let log = format!("/tmp/{lock}.log");
+    assert_eq!(
+        fs::read_to_string(&log).map(|log| log.lines().count()).ok(),
+        Some(6)
+    );
+    let _ = fs::remove_file(log);
+    fill("all:\n\t@gcc -c -o x.o x.c; echo three >&3; cat <&4\n");
+    let script = "wiglaf make --require-cluster 3>three 4<x.c; cat three";
+    assert_eq!(
+        tree.run(&cluster, script),
+        (Some(0), "int x;\nthree\n".into())
+    );
+    cluster.down();
+}
+
 #[test]
 fn a_build_within_a_build_belongs_to_the_outer_one() {
     let Some(cluster) = Cluster::start(2) else {
@@ -277,6 +321,48 @@ fn a_build_within_a_build_belongs_to_the_outer_one() {
     let ours = tree.run(&cluster, "wiglaf make --require-cluster -f outer.mk");
     assert_eq!(ours.0, Some(0), "{}", ours.1);
     tree.assert_some_lines_ran_on_nodes();
+    cluster.down();
+}
+
+#[test]
+fn what_outlives_its_build_is_told_that_it_is_alone() {
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
+    let tree = Tree::new(&cluster, User::Root);
+    let left = "(while ! [ -e over ]; do sleep 0.05; done; wiglaf make -f in.mk; \
+                wiglaf make --require-cluster -f in.mk; echo $$? ) >words 2>&1 </dev/null &";
+    let makefile = format!("all:\n\t@{left}\n");
+    tree.write(&[("Makefile", &makefile), ("in.mk", "all:\n\t@echo built\n")]);
+    let script = "wiglaf make --require-cluster; touch over; \
+                  while ! grep -q '^[0-9]' words; do sleep 0.05; done; cat words";
+    let (_, words) = tree.run(&cluster, script);
+    assert!(
+        words.contains("building here alone: this is left over"),
+        "{words}"
+    );
+    assert!(
+        words.contains("\nbuilt\n") && words.ends_with("\n125\n"),
+        "{words}"
+    );
+    cluster.down();
+}
+
+#[test]
+fn few_descriptors_have_lines_wait_for_their_turn() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    let tree = Tree::new(&cluster, User::Root);
+    let makefile = "N := $(shell seq 1 40)\n.PHONY: all $(N)\nall: $(N)\n\
+                    $(N):\n\t@gcc -c -o $@.o x.c; sleep 0.1\n";
+    tree.write(&[("Makefile", makefile), ("x.c", "int x;\n")]);
+    let script = "ulimit -n 64; wiglaf make --require-cluster --plan -j40";
+    let (code, words) = tree.run(&cluster, script);
+    assert_eq!(code, Some(0), "{words}");
+    let told = words.lines().filter(|line| line.contains(".o ")).count();
+    assert_eq!(told, 40, "{words}");
+    assert!(!words.contains("meant for nodes ran here"), "{words}");
     cluster.down();
 }
 

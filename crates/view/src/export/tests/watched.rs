@@ -35,7 +35,7 @@ pub(super) fn watched() -> Option<(Rig, OwnedFd)> {
         keeper: ours,
         file_systems: vec![FileSystem {
             device: rustix::fs::fstat(&path).expect("its status").st_dev,
-                superblock: rustix::fs::fstat(&path).expect("its status").st_dev,
+            superblock: rustix::fs::fstat(&path).expect("its status").st_dev,
             fsid: fsid_of(directory.path()),
         }],
     });
