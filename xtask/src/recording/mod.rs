@@ -21,7 +21,7 @@ use terminal::Terminal;
 /// What is typed, and how long the reader has for what comes of it.
 const SCRIPT: [(&str, Duration); 4] = [
     ("wiglaf up -n 4", Duration::from_millis(1000)),
-    ("wiglaf make --report -j", Duration::from_millis(6000)),
+    ("wiglaf make -j --report", Duration::from_millis(6000)),
     ("./spheres 72 20", Duration::from_millis(2500)),
     ("wiglaf down", Duration::from_millis(500)),
 ];

@@ -80,7 +80,7 @@ const SPHERES: [(&str, &str); 10] = [
 
 const BUILDING: Stop = Stop(
     "A ray tracer with an ordinary Makefile: make runs here, its compilers on all nodes.",
-    &["cat Makefile", "wiglaf make --plan -j CC=$CC", "./spheres"],
+    &["cat Makefile", "wiglaf make -j --plan CC=$CC", "./spheres"],
 );
 
 const END: &[Stop] = &[

@@ -6,6 +6,51 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// Letters of make's options whose value is the rest of the word or the next one (make(1)).
 const WITH_VALUE: &[u8] = b"CEIWfo";
 
+/// The long options that are ours and not make's, with whether a value follows.
+const OWN: [(&str, bool); 7] = [
+    ("--plan", false),
+    ("--report", false),
+    ("--json", false),
+    ("--verbose", false),
+    ("--require-cluster", false),
+    ("--nodes", true),
+    ("--head-slots", true),
+];
+
+/// Parts what is typed behind make's first word into our options and make's: no order has to be
+/// kept. Behind `--` all is make's.
+pub(super) fn part(arguments: Vec<OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let (mut own, mut makes) = (Vec::new(), Vec::new());
+    let mut rest = arguments.into_iter();
+    while let Some(word) = rest.next() {
+        let text = word.to_string_lossy();
+        let (name, joined) = match text.split_once('=') {
+            Some((name, _)) => (name, true),
+            None => (&*text, false),
+        };
+        let known = OWN.iter().find(|(option, _)| *option == name);
+        let has_value = match known {
+            Some((_, takes_value)) => *takes_value && !joined,
+            None => matches!(last_letter(word.as_bytes()), Some(Last::Value)),
+        };
+        let side = if known.is_some() {
+            &mut own
+        } else {
+            &mut makes
+        };
+        let is_end = word.as_bytes() == b"--";
+        side.push(word);
+        if has_value {
+            side.extend(rest.next());
+        }
+        if is_end {
+            break;
+        }
+    }
+    makes.extend(rest);
+    (own, makes)
+}
+
 /// Gives each `-j` without a number this one: make would start everything at once.
 pub(super) fn with_job_count(arguments: &[OsString], jobs: u32) -> Vec<OsString> {
     let mut told = Vec::with_capacity(arguments.len());
@@ -126,6 +171,23 @@ mod tests {
             ("-C dir -j", "-C dir -j8"),
         ] {
             assert_eq!(told(given), expected);
+        }
+    }
+
+    #[test]
+    fn our_options_may_stand_anywhere() {
+        for (given, own, makes) in [
+            ("-j4 --report all", "--report", "-j4 all"),
+            ("all --nodes n1 -k", "--nodes n1", "all -k"),
+            ("--nodes=n1 --plan", "--nodes=n1 --plan", ""),
+            ("-C --plan x", "", "-C --plan x"),
+            ("-j -- --plan", "", "-j -- --plan"),
+            ("--planned --debug=b", "", "--planned --debug=b"),
+        ] {
+            let words = given.split(' ').map(OsString::from).collect();
+            let (ours, theirs) = part(words);
+            let line = |words: &[OsString]| words.join(OsStr::new(" "));
+            assert_eq!((line(&ours), line(&theirs)), (own.into(), makes.into()));
         }
     }
 

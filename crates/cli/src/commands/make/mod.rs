@@ -22,6 +22,7 @@ mod token;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 
+use clap::Parser;
 use wiglaf_build::Settings;
 use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND};
 
@@ -31,12 +32,12 @@ use crate::CommandResult;
 use crate::error::CommandError;
 
 const MAKE_EXAMPLES: &str = "\
-Everything from the first word on that is none of these options is make's: `wiglaf make -j -k all`.
+All else, and all that follows `--`, is make's own: `wiglaf make -j -k all`.
 A -j without a number is as many jobs as the cluster has slots.
 
 Examples:
   wiglaf make -j                         on all nodes, as many lines as they have slots
-  wiglaf make --report -j16 all          and afterwards where the time went
+  wiglaf make -j16 --report all          and afterwards where the time went
   wiglaf make --nodes n[1-4] -C src -j8  on these nodes
 
 The files, the messages and the exit code are make's own. Without a head the build runs here, with a
@@ -102,14 +103,42 @@ struct Options {
     head_slots: Option<u32>,
 }
 
+/// Our options by themselves.
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct Own {
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Options {
+    /// These and those that stood among make's own.
+    fn and(self, words: Vec<OsString>) -> Options {
+        let more = Own::try_parse_from(words)
+            .unwrap_or_else(|error| error.exit())
+            .options;
+        Options {
+            plan: self.plan || more.plan,
+            report: self.report || more.report,
+            json: self.json || more.json,
+            verbose: self.verbose || more.verbose,
+            require_cluster: self.require_cluster || more.require_cluster,
+            nodes: more.nodes.or(self.nodes),
+            head_slots: more.head_slots.or(self.head_slots),
+        }
+    }
+}
+
 pub(crate) fn run_make(args: MakeArgs) -> CommandResult {
     debug_assert!(args.help.is_none(), "clap prints it and ends");
+    let (own, makes) = arguments::part(args.arguments);
+    let options = args.options.and(own);
     let command = |jobs: u32| {
         let make = std::iter::once(OsString::from("make"));
-        make.chain(arguments::with_job_count(&args.arguments, jobs))
+        make.chain(arguments::with_job_count(&makes, jobs))
             .collect()
     };
-    run(&args.options, command, arguments::job_count)
+    run(&options, command, arguments::job_count)
 }
 
 pub(crate) fn run_build(args: BuildArgs) -> CommandResult {
