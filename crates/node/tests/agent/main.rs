@@ -307,7 +307,9 @@ fn processes_are_listed_and_signalled() {
         .unwrap()
         .abs_diff(child.started_ms);
     assert!(age_ms < 60_000, "{age_ms}");
-    assert!(child.rss_kib > 0 && child.state == 'S', "{child:?}");
+    // It may not have come to sleeping yet.
+    let is_alive = matches!(child.state, 'R' | 'S' | 'D');
+    assert!(child.rss_kib > 0 && is_alive, "{child:?}");
 
     let (own, foreign) = (child.pid, Pid(1));
     assert_eq!(
