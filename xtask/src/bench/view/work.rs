@@ -110,8 +110,13 @@ pub(super) fn all(materials: &Materials) -> Vec<Work> {
             kind: Kind::Writes,
             ..reads(
                 WRITE,
-                format!("dd of {big_mib} MiB, conv=fsync"),
-                Script::Shell("dd if=/dev/zero of=\"$1\" bs=1M count=500 conv=fsync status=none"),
+                format!("{big_mib} MiB of noise by python3, with fsync"),
+                // The same noise again and again, but never twice in what is compressed at once.
+                Script::Shell(
+                    "/usr/bin/python3 -c 'import os, sys\nnoise = os.urandom(1 << 20)\n\
+                     file = open(sys.argv[1], \"wb\", 0)\nfor _ in range(500): file.write(noise)\n\
+                     os.fsync(file.fileno())' \"$1\"",
+                ),
                 "",
                 Outcome::Size(BIG_BYTES),
             )
