@@ -16,7 +16,7 @@ mod policy;
 mod record;
 mod tool;
 
-pub use broker::{Broker, Effect, Event, Progress, Settings, Worker};
+pub use broker::{Broker, Effect, Event, Node, Progress, Settings};
 pub use call::{Call, StdinKind};
 pub use learned::Learned;
 pub use record::{Chain, Place, Record, Report, Row, Share, Step};

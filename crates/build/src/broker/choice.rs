@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::state::{Attempt, Room};
-use super::{Broker, EVEN_PACE, Effect, NODES_RETURN_WAIT, Worker};
+use super::{Broker, EVEN_PACE, Effect, NODES_RETURN_WAIT, Node};
 use crate::ShimId;
 use crate::policy::Wish;
 use crate::record::to_us;
@@ -25,7 +25,7 @@ impl Broker {
                 continue;
             }
             // They may return.
-            let has_nodes = !self.workers.is_empty();
+            let has_nodes = !self.nodes.is_empty();
             if self.has_free_slot() && (!has_nodes || self.is_sooner_here(now, shim)) {
                 self.queue.remove(&(rank, shim));
                 self.run_here(now, shim, Room::Slot, effects);
@@ -47,7 +47,7 @@ impl Broker {
 
     fn has_free_slot(&self) -> bool {
         let busy = self.busy_millicores.div_ceil(1000);
-        let slots = self.settings.head_slots(&self.workers);
+        let slots = self.settings.head_slots(&self.nodes);
         self.slots_taken < slots.saturating_sub(busy)
     }
 
@@ -84,7 +84,7 @@ impl Broker {
 
     /// Why no node will take this line; `None` while one may.
     fn why_no_node(&self, now: Duration, shim: ShimId) -> Option<String> {
-        if self.workers.is_empty() {
+        if self.nodes.is_empty() {
             let is_over = self
                 .nodes_gone
                 .is_none_or(|gone| now >= gone + NODES_RETURN_WAIT);
@@ -94,8 +94,8 @@ impl Broker {
             return Some("the head has refused the lines before".to_owned());
         }
         let line = self.lines.get(&shim)?;
-        let is_left = |worker: &Worker| !line.failed_on.contains(&worker.name);
-        if self.workers.iter().any(is_left) {
+        let is_left = |node: &Node| !line.failed_on.contains(&node.name);
+        if self.nodes.iter().any(is_left) {
             return None;
         }
         let last = line.row.failures.last();
@@ -117,14 +117,14 @@ impl Broker {
             self.attempts.values().filter(is_there).count()
         };
         let pace = |name: &str| self.paces.get(name).copied().unwrap_or(EVEN_PACE);
-        let ends = self.workers.iter().filter_map(|worker| {
-            let is_free = on_nodes(&worker.name) < worker.slots as usize && !self.is_full;
+        let ends = self.nodes.iter().filter_map(|node| {
+            let is_free = on_nodes(&node.name) < node.slots as usize && !self.is_full;
             let wait_us = if is_free {
                 0
             } else {
-                self.first_end_us(now, &worker.name)?
+                self.first_end_us(now, &node.name)?
             };
-            let run_us = scaled(expected, pace(&worker.name));
+            let run_us = scaled(expected, pace(&node.name));
             Some(wait_us.saturating_add(LAUNCH_US).saturating_add(run_us))
         });
         ends.min()

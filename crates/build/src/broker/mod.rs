@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use wiglaf_wire::status::{Status, Usage};
 
-pub use settings::{Settings, Worker};
+pub use settings::{Node, Settings};
 
 use crate::call::Call;
 use crate::learned::Learned;
@@ -38,7 +38,7 @@ pub(crate) const NODES_RETURN_WAIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The nodes that are up for this user, all of them.
-    Nodes(Vec<Worker>),
+    Nodes(Vec<Node>),
     /// CPU that the cluster's daemons use on the head, in thousandths of a core.
     HeadLoad {
         /// Thousandths.
@@ -169,7 +169,7 @@ pub struct Broker {
     settings: Settings,
     learned: Learned,
     record: Record,
-    workers: Vec<Worker>,
+    nodes: Vec<Node>,
     lines: HashMap<ShimId, Line>,
     attempts: HashMap<AttemptId, Attempt>,
     next_attempt: u64,
@@ -206,7 +206,7 @@ impl Broker {
             record: Record::new(settings.jobs),
             settings,
             learned,
-            workers: Vec::new(),
+            nodes: Vec::new(),
             lines: HashMap::new(),
             attempts: HashMap::new(),
             next_attempt: 0,
@@ -231,7 +231,7 @@ impl Broker {
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Nodes(workers) => self.take_nodes(now, workers),
+            Event::Nodes(nodes) => self.take_nodes(now, nodes),
             Event::HeadLoad { busy_millicores } => self.busy_millicores = busy_millicores,
             Event::Called { shim, call } => self.called(now, shim, &call, &mut effects),
             Event::ShimSignal {
@@ -259,7 +259,7 @@ impl Broker {
 
     /// When [`Event::Tick`] is wanted, unless something else happens before.
     pub fn due(&self) -> Option<Duration> {
-        if self.queue.is_empty() || !self.workers.is_empty() {
+        if self.queue.is_empty() || !self.nodes.is_empty() {
             return None;
         }
         self.nodes_gone.map(|gone| gone + NODES_RETURN_WAIT)

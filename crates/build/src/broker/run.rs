@@ -5,7 +5,7 @@ use std::time::Duration;
 use wiglaf_wire::status::{Status, Usage};
 
 use super::state::{Attempt, Line, Rank, Room, State, waits};
-use super::{Broker, EVEN_PACE, Effect, MAX_ATTEMPTS, MAX_REFUSALS, REFUSED_WAIT, Worker};
+use super::{Broker, EVEN_PACE, Effect, MAX_ATTEMPTS, MAX_REFUSALS, Node, REFUSED_WAIT};
 use crate::call::Call;
 use crate::learned::{Fit, Taken};
 use crate::policy::{Wish, judge};
@@ -22,9 +22,9 @@ const ENDS: &[u8] = &[1, 2, 3, 15];
 const PACE_RANGE: (u64, u64) = (100, 10_000);
 
 impl Broker {
-    pub(super) fn take_nodes(&mut self, now: Duration, workers: Vec<Worker>) {
-        if workers.is_empty() {
-            if !self.workers.is_empty() {
+    pub(super) fn take_nodes(&mut self, now: Duration, nodes: Vec<Node>) {
+        if nodes.is_empty() {
+            if !self.nodes.is_empty() {
                 self.nodes_gone = Some(now);
             }
         } else {
@@ -33,7 +33,7 @@ impl Broker {
             self.refused_until = None;
             self.is_full = false;
         }
-        self.workers = workers;
+        self.nodes = nodes;
     }
 
     pub(super) fn called(

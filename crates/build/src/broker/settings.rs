@@ -8,7 +8,7 @@ pub(crate) const SHORT_US: u64 = 60_000;
 
 /// A node that a build may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Worker {
+pub struct Node {
     /// Its name.
     pub name: String,
     /// Tasks that it takes at once.
@@ -51,9 +51,9 @@ impl Settings {
 
     /// The head's slots: as set, else none where all nodes are virtual, because they have the
     /// same processors, else one less than it has processors.
-    pub fn head_slots(&self, workers: &[Worker]) -> u32 {
+    pub fn head_slots(&self, nodes: &[Node]) -> u32 {
         self.head_slots.unwrap_or_else(|| {
-            if workers.iter().all(|worker| worker.is_virtual) {
+            if nodes.iter().all(|node| node.is_virtual) {
                 0
             } else {
                 self.head_cores.saturating_sub(1)
@@ -110,15 +110,15 @@ mod tests {
     #[test]
     fn the_heads_slots_depend_on_the_nodes() {
         let mut settings = Settings::new("/src".into(), 8);
-        let worker = |is_virtual| Worker {
+        let node = |is_virtual| Node {
             name: "n1".into(),
             slots: 2,
             is_virtual,
         };
-        assert_eq!(settings.head_slots(&[worker(true)]), 0);
-        assert_eq!(settings.head_slots(&[worker(true), worker(false)]), 7);
+        assert_eq!(settings.head_slots(&[node(true)]), 0);
+        assert_eq!(settings.head_slots(&[node(true), node(false)]), 7);
         settings.head_slots = Some(3);
-        assert_eq!(settings.head_slots(&[worker(true)]), 3);
+        assert_eq!(settings.head_slots(&[node(true)]), 3);
     }
 
     #[test]

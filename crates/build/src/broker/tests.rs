@@ -7,8 +7,8 @@ use wiglaf_wire::status::{Status, Usage};
 use super::*;
 use crate::call::StdinKind;
 
-pub(super) fn worker(name: &str, slots: u32) -> Worker {
-    Worker {
+pub(super) fn node(name: &str, slots: u32) -> Node {
+    Node {
         name: name.to_owned(),
         slots,
         is_virtual: true,
@@ -55,7 +55,7 @@ impl Build {
             broker: Broker::new(settings, learned),
             now: 0,
         };
-        build.event(Event::Nodes(vec![worker("n1", 1), worker("n2", 1)]));
+        build.event(Event::Nodes(vec![node("n1", 1), node("n2", 1)]));
         build
     }
 
@@ -121,7 +121,7 @@ fn answer(shim: u64, status: Status) -> Effect {
 /// What builds before have taught: these lines took so many milliseconds of processor time.
 pub(super) fn taught(lines: &[(&str, u64)]) -> Learned {
     let mut broker = Broker::new(Settings::new("/src".into(), 1), Learned::default());
-    broker.handle(ms(0), Event::Nodes(vec![worker("n1", 1)]));
+    broker.handle(ms(0), Event::Nodes(vec![node("n1", 1)]));
     let mut now = 0;
     for (number, (line, took)) in lines.iter().enumerate() {
         let (shim, attempt) = (ShimId(number as u64), AttemptId(number as u64));
@@ -228,7 +228,7 @@ fn a_lost_line_goes_to_another_node_and_then_here() {
 #[test]
 fn with_no_other_node_a_lost_line_runs_here() {
     let mut build = Build::new(Learned::default(), 0, 2);
-    build.event(Event::Nodes(vec![worker("n1", 1)]));
+    build.event(Event::Nodes(vec![node("n1", 1)]));
     build.call(1, "gcc -c x.c");
     build.placed(0, "n1");
     assert_eq!(build.ended(0, Status::cluster_failed("n1 died")), [here(1)]);

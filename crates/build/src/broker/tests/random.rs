@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use wiglaf_wire::status::Status;
 
 use super::super::*;
-use super::{ms, shell, taught, used, worker};
+use super::{ms, node, shell, taught, used};
 
 const LINES: &[&str] = &[
     "gcc -c short.c",
@@ -252,7 +252,7 @@ impl Rig {
                 if count > 0 {
                     self.model.refused = 0;
                 }
-                Event::Nodes(NODES[..count].iter().map(|name| worker(name, 2)).collect())
+                Event::Nodes(NODES[..count].iter().map(|name| node(name, 2)).collect())
             }
             Op::Load { busy_millicores } => Event::HeadLoad { busy_millicores },
             Op::Tick { ms } => {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::{getegid, geteuid, getgroups};
-use wiglaf_build::{Event, Worker};
+use wiglaf_build::{Event, Node};
 use wiglaf_head::config::Layout;
 use wiglaf_link::{Channel, Interest, Poll, Ready};
 use wiglaf_wire::client::{NodeInfo, NodeState, Reply, Request};
@@ -23,7 +23,7 @@ pub(super) struct Cluster {
     asked: Instant,
     /// All of the cluster's, that those not wanted can be left out by name.
     names: Vec<String>,
-    workers: Vec<Worker>,
+    nodes: Vec<Node>,
     /// PIDs of what serves the nodes.
     daemons: Vec<i32>,
 }
@@ -49,11 +49,11 @@ impl Cluster {
             wanted: wanted.map(str::to_owned),
             asked: Instant::now(),
             names: Vec::new(),
-            workers: Vec::new(),
+            nodes: Vec::new(),
             daemons,
         };
         cluster.take(&nodes)?;
-        if cluster.workers.is_empty() {
+        if cluster.nodes.is_empty() {
             let message = match wanted {
                 Some(set) => format!("no node of {set} is up for you"),
                 None => "no node is up for you".to_owned(),
@@ -65,8 +65,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    pub(super) fn workers(&self) -> &[Worker] {
-        &self.workers
+    pub(super) fn nodes(&self) -> &[Node] {
+        &self.nodes
     }
 
     /// The head's daemons, whose work takes processors from lines that run here.
@@ -75,12 +75,12 @@ impl Cluster {
     }
 
     pub(super) fn slots(&self) -> u32 {
-        self.workers.iter().map(|worker| worker.slots).sum()
+        self.nodes.iter().map(|node| node.slots).sum()
     }
 
     /// Nodes that this build must not use, and these as well, as a node set.
     pub(super) fn excluded(&self, failed: &[String]) -> Option<String> {
-        let is_used = |name: &String| self.workers.iter().any(|worker| worker.name == *name);
+        let is_used = |name: &String| self.nodes.iter().any(|node| node.name == *name);
         let left_out = self.wanted.iter().flat_map(|_| &self.names);
         let names: Vec<_> = left_out
             .filter(|name| !is_used(name))
@@ -136,7 +136,7 @@ impl Cluster {
         if let Some(nodes) = latest
             && self.take(&nodes).is_ok()
         {
-            events.push(Event::Nodes(self.workers.clone()));
+            events.push(Event::Nodes(self.nodes.clone()));
         }
     }
 
@@ -152,10 +152,10 @@ impl Cluster {
                 && may_execute(node)
                 && set.as_ref().is_none_or(|set| set.contains(&node.name))
         };
-        self.workers = nodes
+        self.nodes = nodes
             .iter()
             .filter(is_usable)
-            .map(|node| Worker {
+            .map(|node| Node {
                 name: node.name.clone(),
                 slots: node.slots,
                 is_virtual: node.is_virtual,

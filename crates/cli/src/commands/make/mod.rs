@@ -172,7 +172,7 @@ fn run(
         head_slots: options.head_slots,
         ..Settings::new(tree, cores)
     };
-    let slots = cluster.slots() + settings.head_slots(cluster.workers());
+    let slots = cluster.slots() + settings.head_slots(cluster.nodes());
     let command = command(slots.max(1));
     let settings = Settings {
         jobs: jobs(&command),

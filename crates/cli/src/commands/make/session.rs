@@ -117,7 +117,7 @@ pub(super) fn run(build: Build, cluster: Cluster) -> Result<Built, SessionError>
     let poll = Poll::new().map_err(CommandError::from)?;
     let mut shims = Shims::new(&poll, listener, home).map_err(CommandError::from)?;
     cluster.watch(&poll)?;
-    let has_head_slots = build.settings.head_slots(cluster.workers()) > 0;
+    let has_head_slots = build.settings.head_slots(cluster.nodes()) > 0;
     let load = HeadLoad::new(if has_head_slots {
         cluster.daemons()
     } else {
@@ -125,8 +125,8 @@ pub(super) fn run(build: Build, cluster: Cluster) -> Result<Built, SessionError>
     });
     let mut broker = Broker::new(build.settings, build.learned);
     let began = Instant::now();
-    let workers = cluster.workers().to_vec();
-    let first = broker.handle(Duration::ZERO, Event::Nodes(workers));
+    let nodes = cluster.nodes().to_vec();
+    let first = broker.handle(Duration::ZERO, Event::Nodes(nodes));
     debug_assert!(first.is_empty(), "nothing has been asked for yet");
     // Before there are children whose end could be missed.
     let own = read_status(std::process::id().cast_signed()).map_err(CommandError::from)?;
