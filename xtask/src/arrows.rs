@@ -11,7 +11,7 @@ const ARROWS: &[Row] = &[
     (
         "cli",
         &[
-            "head", "node", "process", "view", "build", "link", "wire", "linux",
+            "head", "node", "process", "view", "build", "boot", "image", "link", "wire", "linux",
         ],
     ),
     ("head", &["process", "view", "link", "wire", "linux"]),
@@ -19,6 +19,8 @@ const ARROWS: &[Row] = &[
     ("process", &["link", "wire", "linux"]),
     ("view", &["fuse", "link", "wire", "linux"]),
     ("build", &["wire"]),
+    ("boot", &["link", "wire", "linux"]),
+    ("image", &[]),
     ("link", &["wire", "linux"]),
     ("fuse", &["linux"]),
     ("wire", &[]),

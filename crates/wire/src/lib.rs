@@ -4,6 +4,7 @@
 //! One file is one conversation; `docs/protocol.md` names sender and receiver of each message.
 
 pub mod agent;
+pub mod boot;
 pub mod client;
 pub mod deputy;
 pub mod frame;

@@ -1,0 +1,5 @@
+#![forbid(unsafe_code)]
+//! Serves machines that start from the network.
+//!
+//! `dhcp`, `tftp`, `http` and `router` are pure: packets in, packets out. `service` is the process
+//! around them.
