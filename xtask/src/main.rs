@@ -9,6 +9,7 @@ mod arrows;
 mod bench;
 mod binary;
 mod ci;
+mod debs;
 mod inputs;
 mod packages;
 mod recording;
@@ -16,6 +17,7 @@ mod run;
 mod sources;
 mod testing;
 mod tools;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Runs Wiglaf's development tasks")]
@@ -34,6 +36,8 @@ enum Task {
     Inputs(inputs::Args),
     /// Build inputs here and over a cluster, and compare all files to the byte
     Compare(inputs::compare::Args),
+    /// Boot guests in QEMU from a head: `cargo xtask vm-test [NAMES]`
+    VmTest(vm::Args),
     /// Play the README's session at a terminal and write docs/recordings/make.svg
     Recording,
 }
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Some(Task::Bench(args)) => bench::run(&args),
         Some(Task::Inputs(args)) => inputs::run(&args),
         Some(Task::Compare(args)) => inputs::compare::run(&args),
+        Some(Task::VmTest(args)) => vm::run(&args),
         Some(Task::Recording) => recording::run(),
     };
     match result {

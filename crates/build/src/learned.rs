@@ -17,8 +17,11 @@ const KEPT_BUILDS: u32 = 200;
 const KIND_PART: u64 = 8;
 /// A line's own moves by half: what it took last says most.
 const LINE_PART: u64 = 2;
+/// What takes longer on a node than its work so many times, and this, waits there.
+const WAIT_FACTOR: u64 = 4;
+const WAIT_US: u64 = 250_000;
 /// At the beginning of the bytes; another layout gets another number.
-const FORMAT: &[u8; 8] = b"wiglafB1";
+const FORMAT: &[u8; 8] = b"wiglafB2";
 
 /// Durations, processor time and memory of lines: each line by itself, by the kind of command,
 /// and by program.
@@ -36,6 +39,8 @@ struct Entry {
     wall_us: u64,
     /// Known of what ran on a node.
     cpu_us: Option<u64>,
+    /// As long as it took there.
+    node_us: Option<u64>,
     rss_kib: Option<u64>,
     /// It starts programs that are lines of their own.
     gathers: bool,
@@ -63,6 +68,7 @@ pub(crate) enum Fit {
 pub(crate) struct Estimate {
     pub(crate) wall_us: u64,
     pub(crate) cpu_us: Option<u64>,
+    pub(crate) node_us: Option<u64>,
     pub(crate) rss_kib: Option<u64>,
     pub(crate) gathers: bool,
     pub(crate) fit: Fit,
@@ -95,6 +101,12 @@ impl Estimate {
     /// What says whether a node is worth it: waiting is no work.
     pub(crate) fn work_us(&self) -> u64 {
         self.cpu_us.unwrap_or(self.wall_us)
+    }
+
+    /// On nodes it mostly waits, be it for its files or for a processor.
+    pub(crate) fn waits_on_nodes(&self) -> bool {
+        let limit = self.work_us().saturating_mul(WAIT_FACTOR) + WAIT_US;
+        self.fit == Fit::Line && self.node_us.is_some_and(|took| took > limit)
     }
 }
 
@@ -139,6 +151,7 @@ impl Learned {
         Some(Estimate {
             wall_us: entry.wall_us,
             cpu_us: entry.cpu_us,
+            node_us: entry.node_us,
             rss_kib: entry.rss_kib,
             gathers: entry.gathers,
             fit,
@@ -190,6 +203,8 @@ impl Entry {
             toward(self.wall_us, taken.wall_us, part).max(1)
         };
         self.cpu_us = joined(self.cpu_us, taken.cpu_us, part);
+        let node_us = taken.cpu_us.map(|_| taken.wall_us);
+        self.node_us = joined(self.node_us, node_us, part);
         // Too little memory hurts more than too much.
         self.rss_kib = match (self.rss_kib, taken.rss_kib) {
             (Some(old), Some(new)) if new < old => Some(toward(old, new, part)),

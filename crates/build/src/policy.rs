@@ -11,12 +11,15 @@ use crate::tool::{self, Analysis, Class, Input};
 /// They read what their lines print by pipes, and wait for it: nothing is captured.
 const READERS: &[&str] = &["bear", "ctest", "meson", "ninja", "samu", "scons"];
 
+/// Words of a line that are looked at: those of the first files say enough.
+const MAX_FILES: usize = 256;
+
 /// Where a line is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Here,
     Node,
-    /// Short: here while there is room, else on a node.
+    /// Here while there is room, else on a node.
     HereIfRoom,
 }
 
@@ -40,6 +43,8 @@ pub(crate) enum Reason {
     Opaque(&'static str),
     Gathers,
     Short,
+    /// On nodes it waited more than it worked.
+    Waits,
     Compile,
     Link,
     Heavy(String),
@@ -66,6 +71,7 @@ impl fmt::Display for Reason {
             Reason::Opaque(why) => write!(f, "not understood ({why})"),
             Reason::Gathers => f.write_str("starts lines of its own"),
             Reason::Short => f.write_str("short"),
+            Reason::Waits => f.write_str("waits for its files on nodes"),
             Reason::Compile => f.write_str("compile"),
             Reason::Link => f.write_str("link"),
             Reason::Heavy(name) => f.write_str(name),
@@ -83,10 +89,16 @@ pub(crate) struct Judgement {
     pub(crate) keys: Keys,
     pub(crate) program: String,
     pub(crate) target: Option<Vec<u8>>,
+    /// `target`, from the tree.
+    pub(crate) makes: Option<Vec<u8>>,
+    /// Words that may name files which it reads, from the tree; none for what runs here.
+    pub(crate) reads: Vec<Vec<u8>>,
     /// Relative to the tree where it is within.
     pub(crate) directory: Vec<u8>,
     /// What it starts here runs here, too: it is a part of it.
     pub(crate) keeps: bool,
+    /// What it names of the head's `/tmp`, which is shown to it there then.
+    pub(crate) shares_tmp: Option<Vec<u8>>,
 }
 
 /// Judges a call.
@@ -110,6 +122,15 @@ pub(crate) fn judge(call: &Call, settings: &Settings, learned: &Learned) -> Judg
     let keys = Keys::new(call, &start, &program, shape);
     let estimate = learned.estimate(&keys);
     let (wish, reason) = decide(call, &kind, &analysis, settings, estimate);
+    let shares_tmp = match wish {
+        Wish::Here => None,
+        Wish::Node | Wish::HereIfRoom => shared_tmp(call),
+    };
+    let directory = match &analysis.directory {
+        Directory::Start | Directory::Unknown => call.cwd.clone(),
+        Directory::At(path) => call.cwd.join(as_path(path)),
+    };
+    let below = |file: &[u8]| settings.below_tree(&directory.join(as_path(file)));
     let by_make = matches!(call.started_by.as_str(), "make" | "gmake" | "");
     Judgement {
         keeps: reason == Reason::Captured && by_make,
@@ -118,12 +139,53 @@ pub(crate) fn judge(call: &Call, settings: &Settings, learned: &Learned) -> Judg
         estimate,
         keys,
         program,
-        directory: match &analysis.directory {
-            Directory::Start | Directory::Unknown => start,
-            Directory::At(path) => settings.below_tree(&call.cwd.join(as_path(path))),
+        directory: settings.below_tree(&directory),
+        makes: analysis.target.as_deref().map(below),
+        reads: match wish {
+            Wish::Here => Vec::new(),
+            Wish::Node | Wish::HereIfRoom => files(call).map(below).collect(),
         },
         target: analysis.target,
+        shares_tmp,
     }
+}
+
+/// The words of a call that may name files.
+fn files(call: &Call) -> impl Iterator<Item = &[u8]> {
+    let is_between = |byte: &u8| byte.is_ascii_whitespace() || b";&|()<>\"'`".contains(byte);
+    let words = call.argv.iter().skip(1);
+    words
+        .flat_map(move |text| text.split(is_between))
+        .filter(|word| !word.starts_with(b"-") && word.contains(&b'.'))
+        .take(MAX_FILES)
+}
+
+/// Where lines on nodes have files of their own, unless they work there.
+const TEMPORARY: [&[u8]; 2] = [b"/tmp", b"/var/tmp"];
+/// Who knows this name may name any file there.
+const TEMPORARY_NAME: &[u8] = b"TMPDIR";
+
+/// What a call's text names of `/tmp` that others may share with it for a while: a lock, a log.
+/// What lies where it works is everybody's anyway.
+fn shared_tmp(call: &Call) -> Option<Vec<u8>> {
+    let first_part = |path: &[u8], place: &[u8]| {
+        let rest = path.strip_prefix(place)?.strip_prefix(b"/")?;
+        let part = rest.split(|byte| *byte == b'/').next()?;
+        (!part.is_empty()).then(|| part.to_vec())
+    };
+    let cwd = call.cwd.as_os_str().as_encoded_bytes();
+    let own = TEMPORARY.map(|place| (place, first_part(cwd, place)));
+    call.argv.iter().find_map(|word| {
+        let by_name = word.windows(TEMPORARY_NAME.len());
+        if by_name.into_iter().any(|part| part == TEMPORARY_NAME) {
+            return Some(TEMPORARY_NAME.to_vec());
+        }
+        own.iter().find_map(|(place, own)| {
+            let mut named = tool::named_below(word, place);
+            let found = named.find(|name| own.is_none() || first_part(name, place) != *own);
+            found.map(<[u8]>::to_vec)
+        })
+    })
 }
 
 fn decide(
@@ -188,6 +250,9 @@ fn decide(
             if call.stdin != StdinKind::Null && analysis.input != Input::No {
                 return here(Reason::Input);
             }
+            if found.waits_on_nodes() {
+                return (Wish::HereIfRoom, Reason::Waits);
+            }
             (Wish::Node, Reason::Long)
         }
         Some(_) if is_judged_by_time => here(Reason::Short),
@@ -217,6 +282,9 @@ fn work(class: &Class, program: &str, estimate: Option<Estimate>, short_us: u64)
     let is_short = |found: Estimate| found.fit == Fit::Line && found.work_us() < short_us;
     if estimate.is_some_and(is_short) {
         return (Wish::HereIfRoom, Reason::Short);
+    }
+    if *class == Class::Link && estimate.is_some_and(|found| found.waits_on_nodes()) {
+        return (Wish::HereIfRoom, Reason::Waits);
     }
     let reason = match class {
         Class::Compile => Reason::Compile,

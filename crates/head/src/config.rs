@@ -105,6 +105,16 @@ impl Layout {
         self.run.join("keeper.sock")
     }
 
+    /// Where the head reaches the boot service.
+    pub fn boot_socket(&self) -> PathBuf {
+        self.run.join("boot.sock")
+    }
+
+    /// What machines boot.
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
     /// The database.
     pub fn database(&self) -> PathBuf {
         self.state.join("head.sqlite")

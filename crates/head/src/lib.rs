@@ -8,6 +8,7 @@ pub mod caller;
 pub mod config;
 pub mod daemon;
 pub mod jobs;
+pub mod machines;
 pub mod node_table;
 pub mod placement;
 pub mod reactor;

@@ -92,6 +92,8 @@ pub struct Node {
     pub available_kib: u64,
     /// Held by this head's rack.
     pub is_virtual: bool,
+    /// Its machine boots, and has not joined yet.
+    pub is_booting: bool,
     /// Its tasks.
     pub tasks: BTreeSet<TaskId>,
     /// A job that has it for itself.
@@ -116,6 +118,7 @@ impl Node {
             load_centi: 0,
             available_kib: 0,
             is_virtual: false,
+            is_booting: false,
             tasks: BTreeSet::new(),
             exclusive: None,
         }
@@ -124,6 +127,7 @@ impl Node {
     /// Its state, in BProc's words.
     pub fn state(&self) -> NodeState {
         match (self.presence, self.wanted) {
+            (Presence::Absent, _) if self.is_booting => NodeState::Boot,
             (Presence::Absent, _) => NodeState::Down,
             (Presence::Silent, _) => NodeState::Suspect,
             (Presence::Connected, Wanted::Up) => NodeState::Up,
@@ -216,7 +220,15 @@ impl NodeTable {
 
     /// A name for a machine that has not asked for one.
     pub fn free_name(&self) -> String {
-        let number = (1..=MAX_NODES).find(|number| self.by_name(&format!("n{number}")).is_none());
+        self.free_name_but(|_| false)
+    }
+
+    /// The same, without the names that are kept for others.
+    pub fn free_name_but(&self, is_kept: impl Fn(&str) -> bool) -> String {
+        let number = (1..=MAX_NODES).find(|number| {
+            let name = format!("n{number}");
+            self.by_name(&name).is_none() && !is_kept(&name)
+        });
         format!("n{}", number.unwrap_or(0))
     }
 

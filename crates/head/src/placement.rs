@@ -113,6 +113,9 @@ fn choose(
     if let Some(wait) = short_of_memory(&mut usable, selection) {
         return Ok(wait);
     }
+    if !picks && let Some(node) = preferred(&usable, selection) {
+        return Ok(Placement::Placed(vec![node]));
+    }
     if !picks || selection.node_count.is_some() {
         usable.sort_by_key(|node| (free_rank(node), node.id));
     }
@@ -174,6 +177,19 @@ fn fill_slots(usable: &[&Node], tasks: usize) -> Placement {
         placed.push(usable[best].id);
     }
     Placement::Placed(placed)
+}
+
+/// The first preferred node that has a free slot, for one task by itself.
+fn preferred(usable: &[&Node], selection: &NodeSelection) -> Option<NodeId> {
+    if selection.node_count.is_some() || selection.task_count.is_some_and(|count| count != 1) {
+        return None;
+    }
+    let has_slot = |node: &&&Node| node.task_count() < node.slot_count();
+    let mut nodes = selection.prefer.iter().filter_map(|name| {
+        let mut found = usable.iter().filter(|node| node.name == *name);
+        found.next().filter(has_slot)
+    });
+    nodes.next().map(|node| node.id)
 }
 
 fn free_rank(node: &Node) -> u64 {
@@ -352,6 +368,7 @@ mod tests {
             nodes: nodes.map(str::to_owned),
             all: false,
             exclude: None,
+            prefer: Vec::new(),
             node_count: None,
             task_count: None,
             exclusive: false,
@@ -376,6 +393,28 @@ mod tests {
             place(&nodes, USER, &selection(None)),
             Placement::Placed(vec![NodeId(2)])
         );
+    }
+
+    #[test]
+    fn a_preferred_node_is_taken_while_it_has_a_free_slot() {
+        let mut nodes = table(3);
+        occupy(&mut nodes, 2, 1);
+        let mut wish = selection(None);
+        wish.prefer = ["n9", "n2", "n3"].map(str::to_owned).to_vec();
+        let placed = |id| Placement::Placed(vec![NodeId(id)]);
+        assert_eq!(place(&nodes, USER, &wish), placed(2));
+        occupy(&mut nodes, 2, 2);
+        assert_eq!(place(&nodes, USER, &wish), placed(3));
+        wish.exclude = Some("n3".into());
+        assert_eq!(place(&nodes, USER, &wish), placed(1));
+        wish.exclude = None;
+        wish.task_count = Some(2);
+        let two = Placement::Placed(vec![NodeId(1), NodeId(3)]);
+        assert_eq!(place(&nodes, USER, &wish), two);
+        // Who names nodes gets those.
+        wish.task_count = None;
+        wish.nodes = Some("n1".into());
+        assert_eq!(place(&nodes, USER, &wish), placed(1));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What outlives the head daemon, in SQLite: nodes, detached jobs, the cluster's CA and tokens.
 //! Running tasks are not here: the keeper holds their records, the agents the tasks themselves.
 
+mod machines;
+
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -66,7 +68,14 @@ impl Store {
                  uid INTEGER NOT NULL, gid INTEGER NOT NULL, mode INTEGER NOT NULL,
                  slots INTEGER, wanted TEXT NOT NULL, is_virtual INTEGER NOT NULL);
              CREATE TABLE IF NOT EXISTS job (id INTEGER PRIMARY KEY, info BLOB NOT NULL);
-             CREATE TABLE IF NOT EXISTS token (hash BLOB PRIMARY KEY, until_s INTEGER NOT NULL);",
+             CREATE TABLE IF NOT EXISTS token (hash BLOB PRIMARY KEY, until_s INTEGER NOT NULL);
+             CREATE TABLE IF NOT EXISTS machine (
+                 mac TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, address TEXT,
+                 image TEXT, is_approved INTEGER NOT NULL);
+             CREATE TABLE IF NOT EXISTS interface (
+                 name TEXT PRIMARY KEY, address TEXT NOT NULL, prefix INTEGER NOT NULL,
+                 is_proxy INTEGER NOT NULL, gateway TEXT, sets_address INTEGER NOT NULL);
+             CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);",
         )?;
         Ok(Store { db })
     }

@@ -1,2 +1,20 @@
 #![forbid(unsafe_code)]
-//! Builds what nodes boot.
+//! Builds what nodes boot: a kernel, and an initramfs that holds this program, the modules and
+//! firmware that bring the network up, and what somebody wants to be there without the head.
+//!
+//! The same inputs give the same bytes, wherever and whenever they are put together.
+
+mod compress;
+mod cpio;
+mod elf;
+mod firmware;
+mod include;
+mod kernel;
+mod modules;
+mod recipe;
+mod store;
+
+pub use compress::Compression;
+pub use kernel::{KernelChoice, KernelError};
+pub use recipe::{BuildError, Built, Recipe};
+pub use store::{File, Images, Manifest, Module, StoreError};

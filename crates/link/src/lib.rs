@@ -5,6 +5,7 @@
 //! Everything here is non-blocking and knows nothing of what the messages mean. Why there is no
 //! async runtime: `docs/adr/0002-epoll-loops.md`.
 
+mod approval;
 mod channel;
 mod inbox;
 mod poll;
@@ -12,12 +13,13 @@ mod tls;
 mod trust;
 mod zip;
 
+pub use approval::approval_code;
 pub use channel::{Channel, Descriptors};
 pub use poll::{Interest, Poll, Ready, Token};
 pub use tls::{TlsLink, Traffic, peek_server_name};
 pub use trust::{
     AgentIdentity, Authority, JoinToken, KeyPair, NodeIdentity, Role, TokenError, TrustError,
-    client_config, joining_config, server_config, server_name,
+    client_config, joining_config, pinning_config, server_config, server_name,
 };
 
 use wiglaf_wire::frame::FrameError;

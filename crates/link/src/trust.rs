@@ -360,8 +360,16 @@ pub fn client_config(identity: &NodeIdentity) -> Result<Arc<ClientConfig>, Trust
 /// # Errors
 /// TLS can't be set up.
 pub fn joining_config(token: &JoinToken) -> Result<Arc<ClientConfig>, TrustError> {
+    pinning_config(token.authority)
+}
+
+/// For an agent that knows only the SHA-256 of the CA's certificate, which the head must show.
+///
+/// # Errors
+/// TLS can't be set up.
+pub fn pinning_config(fingerprint: [u8; 32]) -> Result<Arc<ClientConfig>, TrustError> {
     let verifier = PinnedAuthority {
-        fingerprint: token.authority,
+        fingerprint,
         algorithms: provider().signature_verification_algorithms,
     };
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -394,7 +402,7 @@ impl ServerCertVerifier for PinnedAuthority {
             .find(|certificate| sha256(certificate) == self.fingerprint)
             .ok_or_else(|| {
                 rustls::Error::General(
-                    "this head is not of the cluster that the token is for".into(),
+                    "this head is not of the cluster that this machine is to join".into(),
                 )
             })?;
         let roots = roots(&authority.clone().into_owned())
@@ -518,7 +526,7 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let suite = ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
     let hash = suite
         .tls13()

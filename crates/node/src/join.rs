@@ -1,17 +1,21 @@
-//! How a machine with a token becomes a node with a certificate.
+//! How a machine with a token, or one that booted from the network, becomes a node with a
+//! certificate.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use wiglaf_link::{AgentIdentity, JoinToken, LinkError, NodeIdentity, TrustError, joining_config};
+use wiglaf_link::{
+    AgentIdentity, JoinToken, LinkError, NodeIdentity, TrustError, joining_config, pinning_config,
+};
 use wiglaf_wire::PROTOCOL_VERSION;
 use wiglaf_wire::agent::{FromAgent, ToAgent};
+use wiglaf_wire::boot::Mac;
 use wiglaf_wire::frame::Frame;
 
 use crate::agent::HeadTls;
-use crate::agent::dial;
+use crate::agent::{dial, dial_as_root};
 
 /// A head that has not answered by then is asked again.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -45,6 +49,12 @@ pub enum JoinError {
          (`wiglaf node token`), or give the address of the token's"
     )]
     Foreign(SocketAddr),
+    /// The same for a machine that booted from the network.
+    #[error(
+        "the head at {0} is not of the cluster that this machine's image was built for: build an \
+         image on that head (`wiglaf image build`), or see that the right head answers on this wire"
+    )]
+    ForeignImage(SocketAddr),
     /// It does not answer.
     #[error("the head at {0} does not answer")]
     Silent(SocketAddr),
@@ -73,18 +83,70 @@ pub(crate) fn join(
         request: identity.public_point(),
     };
     tls.queue(&request).map_err(failed)?;
-    let answer = wait_answer(&mut tls).map_err(|error| match error {
-        // Its certificate is the first thing that is looked at, by [`joining_config`].
-        LinkError::Tls(rustls::Error::General(_) | rustls::Error::InvalidCertificate(_)) => {
+    let answer = wait_answer(&mut tls).map_err(|error| {
+        if is_foreign(&error) {
             JoinError::Foreign(head)
+        } else {
+            failed(error)
         }
-        error => failed(error),
     })?;
     match answer {
         Some(ToAgent::Certificate {
             certificate,
             authority,
         }) => Ok(identity.certified(certificate, authority)),
+        Some(ToAgent::Refused { reason }) => Err(JoinError::Refused { head, reason }),
+        Some(_) => Err(failed(LinkError::Closed)),
+        None => Err(JoinError::Silent(head)),
+    }
+}
+
+/// Whether the head has shown the certificate of another CA, which is the first thing that
+/// [`pinning_config`] has looked at.
+fn is_foreign(error: &LinkError) -> bool {
+    matches!(
+        error,
+        LinkError::Tls(rustls::Error::General(_) | rustls::Error::InvalidCertificate(_))
+    )
+}
+
+/// What a machine that booted from the network is told.
+pub(crate) enum Admission {
+    /// It is a node.
+    Node(NodeIdentity),
+    /// Somebody has to compare this code first.
+    AwaitsApproval(String),
+}
+
+/// Asks the head that has the CA with this fingerprint for a certificate, with a key that stays
+/// the same until there is one. Waits for the answer.
+pub(crate) fn join_booted(
+    head: SocketAddr,
+    authority: [u8; 32],
+    mac: Mac,
+    identity: &AgentIdentity,
+) -> Result<Admission, JoinError> {
+    let failed = |source| JoinError::Link { head, source };
+    let mut tls = dial_as_root(head, pinning_config(authority)?).map_err(failed)?;
+    let request = FromAgent::JoinBooted {
+        version: PROTOCOL_VERSION,
+        mac,
+        request: identity.public_point(),
+    };
+    tls.queue(&request).map_err(failed)?;
+    let answer = wait_answer(&mut tls).map_err(|error| {
+        if is_foreign(&error) {
+            JoinError::ForeignImage(head)
+        } else {
+            failed(error)
+        }
+    })?;
+    match answer {
+        Some(ToAgent::Certificate {
+            certificate,
+            authority,
+        }) => Ok(Admission::Node(identity.certified(certificate, authority))),
+        Some(ToAgent::AwaitApproval { code }) => Ok(Admission::AwaitsApproval(code)),
         Some(ToAgent::Refused { reason }) => Err(JoinError::Refused { head, reason }),
         Some(_) => Err(failed(LinkError::Closed)),
         None => Err(JoinError::Silent(head)),

@@ -405,6 +405,29 @@ fn a_terminal_is_made_resized_and_hung_up() {
 }
 
 #[test]
+fn a_screen_is_a_terminal_that_changes_nothing() {
+    let mut rig = Rig::new();
+    let (from, output) = pipe();
+    let kinds = [StdioKind::Null, StdioKind::Screen, StdioKind::WithOutput];
+    rig.attach(task(0), kinds, vec![output]);
+    let script = "test -t 1 && test -t 2 && ! test -t 0 && echo terminals; echo error >&2; \
+                  stty size <&1; read x <&1 || echo refused; printf 'a\\r\\tb\\n'; seq 20000";
+    let child = rig.start(task(0), kinds, &["sh", "-c", script]);
+    let reader = collect(from);
+    assert!(rig.finish(task(0), child).success());
+    rig.detach(task(0));
+    let shown = String::from_utf8(reader.join().unwrap()).unwrap();
+    let (head, numbers) = shown.split_at(shown.find("1\n2\n").unwrap());
+    let head: Vec<_> = head
+        .lines()
+        .filter(|line| !line.starts_with("sh: "))
+        .collect();
+    assert_eq!(head, ["terminals", "error", "24 80", "refused", "a\r\tb"]);
+    let expected: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(numbers, expected);
+}
+
+#[test]
 fn the_end_of_what_is_typed_ends_a_reader_of_lines() {
     let mut rig = Rig::new();
     let ((typed, keyboard), (from, output)) = (pipe(), pipe());

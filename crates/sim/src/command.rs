@@ -150,6 +150,7 @@ impl World {
                 nodes,
                 all,
                 exclude: None,
+                prefer: Vec::new(),
                 node_count: None,
                 task_count,
                 exclusive: self.rng.chance(5),

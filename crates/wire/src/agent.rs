@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::boot::Mac;
 use crate::id::{DeputyId, Incarnation, NodeId, Pid, TaskId};
 use crate::launch::{Credential, LaunchSpec};
 use crate::status::{Status, Usage};
@@ -64,6 +65,16 @@ pub enum FromAgent {
         /// The name that it would like, if any.
         name: Option<String>,
         /// DER of a certificate signing request (RFC 2986).
+        request: Vec<u8>,
+    },
+    /// From a machine that booted from the network, without a certificate: the head looks whether
+    /// it is one that it has just helped to boot.
+    JoinBooted {
+        /// [`crate::PROTOCOL_VERSION`].
+        version: u32,
+        /// The Ethernet address that it booted by.
+        mac: Mac,
+        /// Its public key: an uncompressed point of P-256.
         request: Vec<u8>,
     },
     /// First message with a certificate.
@@ -163,6 +174,12 @@ pub enum ToAgent {
         /// The CA's.
         authority: Vec<u8>,
     },
+    /// The answer to [`FromAgent::JoinBooted`] until somebody has compared this code with the one
+    /// on the machine's console. It asks again, with the same key.
+    AwaitApproval {
+        /// Eight digits, in two groups.
+        code: String,
+    },
     /// The peer is refused, with the sentence for its operator; the connection is closed.
     Refused {
         /// Why, and what to do.
@@ -185,6 +202,11 @@ pub enum ToAgent {
     Renewed {
         /// Of the request.
         sequence: u64,
+    },
+    /// Follows [`ToAgent::Renewed`] on nodes that booted from the network: the head's clock.
+    Time {
+        /// Nanoseconds since the Epoch when this was sent.
+        unix_ns: u64,
     },
     /// Starts a task. Told again after a lost connection; an agent that knows the task ignores it.
     Launch {
@@ -248,6 +270,24 @@ pub enum ToAgent {
     },
     /// Kills all tasks and ends the agent.
     Leave,
+    /// The same, and then this with the machine: only one that booted from the network obeys.
+    Power {
+        /// What.
+        action: PowerAction,
+    },
+}
+
+/// What becomes of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PowerAction {
+    /// It starts anew, firmware and all.
+    Reboot,
+    /// It starts its next kernel without the firmware.
+    Kexec,
+    /// It stops and stays on.
+    Halt,
+    /// It is switched off.
+    PowerOff,
 }
 
 /// One process on a node.

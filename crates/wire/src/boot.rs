@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::agent::PowerAction;
+
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
@@ -219,6 +221,122 @@ pub enum FromBoot {
         /// Where the images are served.
         http: Vec<SocketAddrV4>,
     },
+}
+
+/// Command → head, in [`crate::client::Request::Boot`]. All but the first two are for
+/// administrators only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BootRequest {
+    /// How the service is.
+    Status,
+    /// All machines that were adopted, and those that nobody knows.
+    Machines,
+    /// Serve machines behind an interface from now on.
+    Enable {
+        /// Which, and how; `unknown` is chosen by the head.
+        interface: BootInterface,
+        /// The head gives the interface this address, now and whenever it starts.
+        sets_address: bool,
+    },
+    /// Serve nobody there any more.
+    Disable {
+        /// The interface's name.
+        interface: String,
+    },
+    /// Make a machine a node.
+    Adopt {
+        /// Which.
+        mac: Mac,
+        /// The node's name; `None`: the next that is free.
+        name: Option<String>,
+    },
+    /// Adopt every machine that comes until then.
+    AdoptAll {
+        /// For how long; 0 ends it.
+        window_ms: u64,
+    },
+    /// The code that its console shows is this: let it join.
+    Approve {
+        /// The node's name, or its Ethernet address.
+        machine: String,
+        /// The code; only the digits count.
+        code: String,
+    },
+    /// A machine is nobody's any more.
+    Forget {
+        /// The node's name, or its Ethernet address.
+        machine: String,
+    },
+    /// What machines boot from their next start on.
+    UseImage {
+        /// The image's folder.
+        image: String,
+        /// Node set; `None`: all for which nothing else is said.
+        nodes: Option<String>,
+    },
+    /// Have machines start anew, or end.
+    Power {
+        /// Node set.
+        nodes: String,
+        /// What.
+        action: PowerAction,
+    },
+    /// Send machines the packet that switches them on.
+    Wake {
+        /// Node set.
+        nodes: String,
+    },
+    /// The boot log of a node.
+    Log {
+        /// The node's name, or its Ethernet address.
+        machine: String,
+    },
+}
+
+/// How the boot service is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStatus {
+    /// Interfaces that are served.
+    pub interfaces: Vec<BootInterface>,
+    /// Whether the service runs.
+    pub is_serving: bool,
+    /// Where it serves images.
+    pub http: Vec<SocketAddrV4>,
+    /// What machines boot for which nothing else is said.
+    pub image: Option<String>,
+    /// Until when every machine is adopted, in seconds since the Epoch.
+    pub adopts_until_s: Option<i64>,
+    /// What an administrator should know, newest last: when, in seconds since the Epoch, and what.
+    pub problems: Vec<(i64, String)>,
+}
+
+/// A machine in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInfo {
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its node; `None`: nobody has adopted it.
+    pub name: Option<String>,
+    /// Its own address, or the one that it had last.
+    pub address: Option<Ipv4Addr>,
+    /// The interface that it was last seen behind.
+    pub interface: Option<String>,
+    /// What it said it is.
+    pub client: Option<String>,
+    /// How far it has come since it last started.
+    pub stage: Option<Stage>,
+    /// When it came there, in seconds since the Epoch.
+    pub stage_s: Option<i64>,
+    /// When it was first seen, in seconds since the Epoch.
+    pub first_s: Option<i64>,
+    /// What it boots.
+    pub image: Option<String>,
+    /// Whether somebody has compared its code.
+    pub is_approved: bool,
+    /// The code that its console should show now.
+    pub code: Option<String>,
+    /// Why it was refused last.
+    pub refusal: Option<String>,
 }
 
 #[cfg(test)]

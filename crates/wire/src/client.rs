@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Machine, Process};
+use crate::boot::{BootRequest, BootStatus, MachineInfo};
 use crate::id::{JobId, NodeId, Pid, TaskId};
 use crate::keeper::GhostMode;
 use crate::launch::LaunchSpec;
@@ -85,6 +86,8 @@ pub enum Request {
         /// How long it may be used.
         valid_ms: u64,
     },
+    /// About machines that boot from the network.
+    Boot(BootRequest),
     /// From the rack: a virtual node's agent has been started. Descriptors: its pidfd, whose
     /// end proves that the node's tasks are gone.
     VirtualNode {
@@ -108,6 +111,9 @@ pub struct NodeSelection {
     pub all: bool,
     /// Nodes that are left out.
     pub exclude: Option<String>,
+    /// Nodes to take before others for a task that is placed alone, the first of them that has a
+    /// free slot. Names that the cluster does not have say nothing.
+    pub prefer: Vec<String>,
     /// Number of nodes to use (`-N`).
     pub node_count: Option<u32>,
     /// Number of tasks (`-n`); default one per node.
@@ -360,6 +366,12 @@ pub enum Reply {
     },
     /// Answer to [`Request::MakeToken`]: the token's text.
     Token(String),
+    /// Answer to [`BootRequest::Status`].
+    Boot(BootStatus),
+    /// Answer to [`BootRequest::Machines`], and to what changes some: those.
+    Machines(Vec<MachineInfo>),
+    /// Answer to [`BootRequest::Log`]: one descriptor.
+    NodeLog,
     /// Answer to [`Request::HeadStatus`].
     HeadStatus(HeadStatus),
     /// Done.

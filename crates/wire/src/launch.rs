@@ -37,16 +37,19 @@ pub enum StdioKind {
     Relayed,
     /// The task's terminal (all streams that are `Terminal` share one).
     Terminal,
-    /// Standard error only: the pipe of standard output, so that what is written to both keeps
-    /// its order. Where output is no pipe, `/dev/null`.
+    /// Standard error only: the pipe or screen of standard output, so that what is written to both
+    /// keeps its order. Where output is neither, `/dev/null`.
     WithOutput,
+    /// Output or error: a terminal to look at, nobody's controlling one, that can't be read and
+    /// changes nothing of what is written, as the user's own does that. Relayed as a pipe is.
+    Screen,
 }
 
 impl StdioKind {
     /// Whether the deputy gets a descriptor for it.
     pub fn has_descriptor(self) -> bool {
         match self {
-            StdioKind::Relayed | StdioKind::Terminal => true,
+            StdioKind::Relayed | StdioKind::Terminal | StdioKind::Screen => true,
             StdioKind::Null | StdioKind::WithOutput => false,
         }
     }

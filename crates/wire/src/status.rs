@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::Pid;
+
 /// The cluster failed, not the command (see `docs/semantics.md`, exit codes).
 pub const EXIT_CLUSTER_FAILED: u8 = 125;
 /// The command was found but could not be executed, as shells have it.
@@ -46,6 +48,12 @@ impl Status {
             Status::Signaled(signal) => EXIT_SIGNAL_BASE.saturating_add(*signal),
         }
     }
+}
+
+/// What the ghost of a followed task is given to write if the task itself has exited with
+/// [`EXIT_CLUSTER_FAILED`]: who can't hear the head any more has nothing else to go by.
+pub fn own_failure(pid: Pid) -> String {
+    format!("{} exited with {EXIT_CLUSTER_FAILED} of itself", pid.0)
 }
 
 /// What a task used, from the kernel's accounting.

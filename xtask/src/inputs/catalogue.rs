@@ -46,7 +46,14 @@ pub(super) const INPUTS: &[Input] = &[
         name: "lua",
         about: "Lua 5.4: one flat Makefile",
         source: Source::Debian("lua5.4"),
-        build: Build::Make(&["linux"]),
+        packages: &["gcc", "g++", "libc6-dev", "libtool-bin", "make"],
+        // What Debian's rules do before they call its Makefile.
+        prepare: Some("echo '#define DEB_HOST_MULTIARCH \"here\"' > src/lua5.4-deb-multiarch.h"),
+        // Its Makefile links one library by two rules, which must not run at once.
+        build: Build::Shell(
+            "V='LIBTOOL=libtool DEB_HOST_MULTIARCH=here' && \
+             make -j$JOBS -C src $V SYSCFLAGS=-DLUA_USE_LINUX o && make $V linux",
+        ),
         ..PLAIN
     },
     Input {

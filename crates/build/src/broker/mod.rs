@@ -11,6 +11,7 @@ mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod warmth;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::learned::Learned;
 use crate::record::Record;
 use crate::{AttemptId, ShimId};
 use state::{Attempt, Line, State};
+use warmth::Warmth;
 
 /// Launches of one line, before it runs here.
 pub(crate) const MAX_ATTEMPTS: u32 = 2;
@@ -123,8 +125,12 @@ pub enum Effect {
         shim: ShimId,
         /// Nodes that must not be chosen.
         exclude: Vec<String>,
+        /// Nodes that have what it needs, the best first, if they have a free slot.
+        prefer: Vec<String>,
         /// Memory that it is expected to need.
         memory_kib: Option<u64>,
+        /// It has a `/tmp` of its own there.
+        private_tmp: bool,
     },
     /// Tell the shim how its line has ended: the last answer that it gets.
     Answer {
@@ -194,6 +200,7 @@ pub struct Broker {
     /// How fast lines are, against what was expected, in thousandths.
     paces: HashMap<String, u64>,
     own_pace: u64,
+    warmth: Warmth,
 }
 
 /// The pace of what was never measured: as expected.
@@ -223,6 +230,7 @@ impl Broker {
             refused_until: None,
             paces: HashMap::new(),
             own_pace: EVEN_PACE,
+            warmth: Warmth::default(),
         }
     }
 
@@ -263,6 +271,11 @@ impl Broker {
             return None;
         }
         self.nodes_gone.map(|gone| gone + NODES_RETURN_WAIT)
+    }
+
+    /// Whether lines wait for a node: more of them would be of use.
+    pub fn wants_nodes(&self) -> bool {
+        !self.queue.is_empty() || self.unplaced.is_some()
     }
 
     /// How it is getting on.

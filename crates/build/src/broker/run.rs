@@ -23,6 +23,10 @@ const PACE_RANGE: (u64, u64) = (100, 10_000);
 
 impl Broker {
     pub(super) fn take_nodes(&mut self, now: Duration, nodes: Vec<Node>) {
+        if nodes == self.nodes {
+            return;
+        }
+        self.warmth.keep(&nodes);
         if nodes.is_empty() {
             if !self.nodes.is_empty() {
                 self.nodes_gone = Some(now);
@@ -186,6 +190,7 @@ impl Broker {
             ..Taken::default()
         };
         self.learned.learn(&line.judgement.keys, taken);
+        self.warmth.made(line.judgement.makes.as_ref(), None);
         self.record.add(line.row);
     }
 
@@ -205,6 +210,7 @@ impl Broker {
         self.is_full = false;
         if let Some(line) = attempt.shim.and_then(|shim| self.lines.get_mut(&shim)) {
             line.row.begin(now, Place::Node(node.clone()));
+            self.warmth.began(&line.judgement.program, &node);
             line.state = State::OnNode(id, node);
         }
     }
@@ -260,6 +266,8 @@ impl Broker {
             && let Some(line) = self.lines.get(&shim)
         {
             let wall_us = to_us(now.saturating_sub(attempt.began)).max(1);
+            self.warmth
+                .made(line.judgement.makes.as_ref(), attempt.node.as_deref());
             if let Some(node) = attempt.node {
                 let pace = self.paces.entry(node).or_insert(EVEN_PACE);
                 *pace = paced(*pace, line, wall_us);
@@ -364,7 +372,9 @@ impl Broker {
             attempt,
             shim,
             exclude: line.failed_on.clone(),
+            prefer: self.warmth.preferred(&line.judgement, &self.nodes),
             memory_kib: estimate.and_then(|found| found.rss_kib),
+            private_tmp: line.row.shares_tmp.is_none(),
         });
     }
 }

@@ -3,8 +3,9 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// What takes less is not worth a node's while.
-pub(crate) const SHORT_US: u64 = 60_000;
+/// A launch costs the head some 4 ms and the node some 9 ms of processor time (redis' libraries
+/// over four virtual nodes): what takes less than this is not worth it.
+pub(crate) const SHORT_US: u64 = 15_000;
 
 /// A node that a build may use.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -107,7 +107,9 @@ fn launch(attempt: u64, shim: u64) -> Effect {
         attempt: AttemptId(attempt),
         shim: ShimId(shim),
         exclude: Vec::new(),
+        prefer: Vec::new(),
         memory_kib: None,
+        private_tmp: true,
     }
 }
 

@@ -161,7 +161,12 @@ fn what_was_learned_decides() {
     teach(&line("./gen a"), 900_000, None);
     teach(&line("./quick a"), 5_000, None);
     teach(&line("./waits a"), 900_000, Some(1_000));
-    teach(&line("gcc -c short.c"), 30_000, Some(20_000));
+    teach(&line("gcc -c short.c"), 20_000, Some(10_000));
+    teach(&line("ar cr libx.a x.o; ranlib libx.a"), 60_000, None);
+    teach(&line("gcc -o far x.o"), 800_000, Some(50_000));
+    teach(&line("gcc -o near x.o"), 400_000, Some(50_000));
+    teach(&line("gcc -c far.c"), 800_000, Some(50_000));
+    teach(&line("nm far.o >far"), 800_000, Some(50_000));
     teach(&line("sed s/x/y/ big >out"), 900_000, None);
     teach(&line("cp big out"), 900_000, None);
     teach(&line("eval $a"), 900_000, None);
@@ -188,6 +193,16 @@ fn what_was_learned_decides() {
     );
     assert_eq!(judged(&line("gcc -c other.c")), is(Wish::Node, "compile"));
     assert_eq!(
+        judged(&line("ar cr libx.a x.o; ranlib libx.a")),
+        is(Wish::Node, "takes long")
+    );
+    let waits = is(Wish::HereIfRoom, "waits for its files on nodes");
+    assert_eq!(judged(&line("gcc -o far x.o")), waits);
+    assert_eq!(judged(&line("nm far.o >far")), waits);
+    assert_eq!(judged(&line("gcc -o near x.o")), is(Wish::Node, "link"));
+    // Many compilers at once are worth their wait.
+    assert_eq!(judged(&line("gcc -c far.c")), is(Wish::Node, "compile"));
+    assert_eq!(
         judged(&line("sed s/x/y/ big >out")),
         is(Wish::Node, "takes long")
     );
@@ -208,4 +223,45 @@ fn what_was_learned_decides() {
             "not understood (a command that only the shell knows)"
         )
     );
+}
+
+#[test]
+fn what_lines_share_in_tmp_is_told_from_the_tree() {
+    let shares = |text: &str, cwd: &str| {
+        let text = format!("gcc -c x.c; {text}");
+        let call = Call {
+            cwd: cwd.into(),
+            ..line(&text)
+        };
+        let found = judge(&call, &settings(), &Learned::default());
+        assert_eq!(found.wish, Wish::Node, "{text}");
+        found
+            .shares_tmp
+            .map(|name| String::from_utf8(name).unwrap())
+    };
+    for (text, name) in [
+        ("mkdir /tmp/lock", "/tmp/lock"),
+        ("echo x >>/var/tmp/log", "/var/tmp/log"),
+        ("cp x /tmp", "/tmp"),
+        ("gcc -I/tmp/x -c x.c", "/tmp/x"),
+        ("gcc -c y.c >$TMPDIR/log", "TMPDIR"),
+        ("(cd /tmp; ls)", "/tmp"),
+        ("# comments are read too: /tmp/x", "/tmp/x"),
+    ] {
+        assert_eq!(shares(text, "/home/u").as_deref(), Some(name), "{text}");
+    }
+    for text in [
+        "gcc -Isrc/tmp/x -c /tmpfiles/x.c",
+        "cp x ../tmp/y",
+        "cp x $(D)/tmp/y",
+    ] {
+        assert_eq!(shares(text, "/home/u"), None, "{text}");
+    }
+    let shares = |text, cwd| shares(text, cwd).is_some();
+    assert!(!shares(
+        "gcc -I/tmp/tree/inc -c /tmp/tree/x.c",
+        "/tmp/tree/sub"
+    ));
+    assert!(shares("gcc -c /tmp/tree/x.c 2>/tmp/log", "/tmp/tree/sub"));
+    assert!(shares("gcc -c x.c 2>/tmp/tree2/log", "/tmp/tree"));
 }

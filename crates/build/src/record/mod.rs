@@ -67,6 +67,8 @@ pub struct Row {
     pub failures: Vec<String>,
     /// Meant for a node, it had to run here, because of this.
     pub fell_back: Option<String>,
+    /// What it names of the head's `/tmp`, which it sees on nodes then in place of its own.
+    pub shares_tmp: Option<String>,
     /// It ran in one of the head's slots, because it ended sooner there.
     pub in_head_slot: bool,
     /// How it ended, if that is known and was not well.
@@ -113,6 +115,7 @@ impl Row {
             attempts: 0,
             failures: Vec::new(),
             fell_back: None,
+            shares_tmp: judgement.shares_tmp.as_deref().map(text),
             in_head_slot: false,
             status: String::new(),
             counts: true,

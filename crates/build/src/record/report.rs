@@ -19,7 +19,8 @@ const MAX_DIRECTORY_DEPTH: usize = 4;
 pub struct Report {
     /// From start to end.
     pub wall_us: u64,
-    /// The time of all lines, as if they had run one after another.
+    /// The times of all lines, each as it was beside the others: alone it would be shorter where
+    /// they share processors.
     pub sum_us: u64,
     /// Of this, of lines on nodes.
     pub on_nodes_us: u64,

@@ -18,6 +18,7 @@ fn row(number: u64, target: &str, times: [u64; 3]) -> Row {
         attempts: 1,
         failures: Vec::new(),
         fell_back: None,
+        shares_tmp: None,
         in_head_slot: false,
         status: String::new(),
         counts: true,
@@ -70,10 +71,10 @@ fn the_report_is_the_old_table() {
 ";
     assert!(text.starts_with(begin), "{text}");
     let end = "\
-all lines  14:15 one after another
+all lines  14:15 together, each as long as it took beside the others
 wall clock 10:00, 1.4 lines at once
 lines      5: 3 on nodes (0.30 s CPU), 2 here, 1 of them fallen back; 1 tried again
-bound      8:20, 1.7 times faster than one after another: 2 lines that waited for one another
+bound      8:20: 2 lines that waited for one another; more slots make it at most 1.2 times faster
       7:45  gcc net/core/dev.o
    35.00 s  gcc vmlinux
 ";

@@ -41,6 +41,9 @@ fn why(row: &Row) -> String {
     {
         let _ = write!(why, ", {} expected", clock(expected));
     }
+    if is_on_node && let Some(name) = &row.shares_tmp {
+        let _ = write!(why, ", shares {name}");
+    }
     if row.in_head_slot {
         why.push_str(", sooner here");
     }
@@ -137,7 +140,7 @@ pub(super) fn report(report: &Report) -> String {
     let on_nodes: u64 = report.nodes.iter().map(|share| share.lines).sum();
     let _ = writeln!(
         text,
-        "all lines  {} one after another",
+        "all lines  {} together, each as long as it took beside the others",
         clock(report.sum_us)
     );
     let _ = writeln!(
@@ -166,13 +169,13 @@ fn chain(report: &Report) -> String {
     if chain.steps.is_empty() {
         return String::new();
     }
-    let speedup = report.sum_us.saturating_mul(10) / chain.length_us.max(1);
+    let speedup = report.wall_us.saturating_mul(10) / chain.length_us.max(1);
     let mut text = format!(
-        "bound      {}, {} times faster than one after another: {} lines that waited for one \
-         another",
+        "bound      {}: {} lines that waited for one another; more slots make it at most {} times \
+         faster",
         clock(chain.length_us),
-        format_args!("{}.{}", speedup / 10, speedup % 10),
         chain.step_count,
+        format_args!("{}.{}", speedup / 10, speedup % 10),
     );
     if chain.is_cut {
         let _ = write!(

@@ -176,16 +176,44 @@ impl Analysis {
             .filter(|one| one.kind != RedirectionKind::Here);
         for word in words.chain(targets.map(|one| &one.target)) {
             if self.own.is_none() {
-                self.own = own
+                let mut named = own
                     .iter()
-                    .find_map(|directory| names_below(&word.text, directory));
+                    .flat_map(|directory| named_below(&word.text, directory));
+                let found = named.find(|name| !is_everywhere(name));
+                self.own = found.map(|name| String::from_utf8_lossy(name).into_owned());
             }
         }
     }
 }
 
-/// The file that a word names in this directory, but for those of `/dev` that are everywhere.
-fn names_below(text: &[u8], directory: &[u8]) -> Option<String> {
+/// The files that a text names in this directory, and the directory itself.
+pub(crate) fn named_below<'a>(
+    text: &'a [u8],
+    directory: &'a [u8],
+) -> impl Iterator<Item = &'a [u8]> {
+    let is_path = |byte: &u8| byte.is_ascii_alphanumeric() || b"_./-+@~}".contains(byte);
+    // `-I/tmp/x` names a file; `src/tmp/x` and `$(D)/tmp` name others.
+    let is_inner = move |byte: &&u8| is_path(byte) || **byte == b')';
+    let places = text.windows(directory.len()).enumerate();
+    places.filter_map(move |(at, part)| {
+        if part != directory {
+            return None;
+        }
+        let mut before = text[..at].iter().rev().take_while(is_inner);
+        let begins = match (before.next(), before.next(), before.next()) {
+            (None, ..) => true,
+            (Some(_), Some(b'-'), None) => true,
+            _ => false,
+        };
+        let end = text.get(at + directory.len());
+        let is_whole = end.is_none_or(|byte| *byte == b'/' || !is_path(byte));
+        let length = text[at..].iter().take_while(|byte| is_path(byte)).count();
+        (begins && is_whole).then(|| &text[at..at + length])
+    })
+}
+
+/// Whether it is one of those in `/dev` and `/proc` that are everywhere.
+fn is_everywhere(name: &[u8]) -> bool {
     const EVERYWHERE: &[&[u8]] = &[
         b"/dev/null",
         b"/dev/zero",
@@ -199,27 +227,5 @@ fn names_below(text: &[u8], directory: &[u8]) -> Option<String> {
         b"/proc/self",
         b"/proc/cpuinfo",
     ];
-    let is_path = |byte: &u8| byte.is_ascii_alphanumeric() || b"_./-+@~}".contains(byte);
-    let mut from = 0;
-    while let Some(offset) = text[from..]
-        .windows(directory.len())
-        .position(|part| part == directory)
-    {
-        let at = from + offset;
-        let end = at + directory.len();
-        from = end;
-        // `-I/tmp/x` names a file; `src/tmp/x` and `$(D)/tmp` name others.
-        let is_inner = |byte: &u8| is_path(byte) || *byte == b')';
-        let begins = at == 0 || !is_inner(&text[at - 1]) || (at == 2 && text[0] == b'-');
-        let is_whole = text
-            .get(end)
-            .is_none_or(|byte| *byte == b'/' || !is_path(byte));
-        let rest = &text[at..];
-        let is_everywhere = EVERYWHERE.iter().any(|file| rest.starts_with(file));
-        if begins && is_whole && !is_everywhere {
-            let length = rest.iter().take_while(|byte| is_path(byte)).count();
-            return Some(String::from_utf8_lossy(&rest[..length]).into_owned());
-        }
-    }
-    None
+    EVERYWHERE.iter().any(|file| name.starts_with(file))
 }

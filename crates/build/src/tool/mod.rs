@@ -7,7 +7,7 @@ mod names;
 mod tests;
 mod wrappers;
 
-pub(crate) use analysis::{Analysis, analyse_line, analyse_program, analyse_script};
+pub(crate) use analysis::{Analysis, analyse_line, analyse_program, analyse_script, named_below};
 
 use crate::line::Word;
 
@@ -109,6 +109,7 @@ fn by_name(name: &str, arguments: &[Word]) -> Work {
         work.target = compiler::output_of(arguments);
         return work;
     };
+    let is_archiver = matches!(short, "ar" | "ranlib");
     let input = match (&class, name) {
         (_, "read") => Input::Yes,
         (Class::Text, "tr" | "tee") => Input::Yes,
@@ -119,6 +120,7 @@ fn by_name(name: &str, arguments: &[Word]) -> Work {
                 Input::No
             }
         }
+        (Class::Text, _) if is_archiver => Input::No,
         (Class::Text, _) if operands < 2 => Input::Perhaps,
         _ => Input::No,
     };
@@ -126,7 +128,7 @@ fn by_name(name: &str, arguments: &[Word]) -> Work {
     work.shape = compiler::options_of(arguments);
     work.target = match name {
         "emacs" | "bootstrap-emacs" | "temacs" => names::byte_compiled(arguments),
-        "ar" | "ranlib" => arguments
+        _ if is_archiver => arguments
             .iter()
             .find(|word| word.text.ends_with(b".a"))
             .map(|word| word.text.clone()),

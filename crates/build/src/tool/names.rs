@@ -70,7 +70,6 @@ const NOTHING: &[&str] = &[
 ];
 
 const FILES: &[&str] = &[
-    "ar",
     "chgrp",
     "chmod",
     "chown",
@@ -91,7 +90,6 @@ const FILES: &[&str] = &[
     "mkinstalldirs",
     "move-if-change",
     "mv",
-    "ranlib",
     "rm",
     "rmdir",
     "rsync",
@@ -103,6 +101,7 @@ const FILES: &[&str] = &[
 ];
 
 const TEXT: &[&str] = &[
+    "ar",
     "awk",
     "b2sum",
     "base64",
@@ -130,6 +129,7 @@ const TEXT: &[&str] = &[
     "objdump",
     "od",
     "paste",
+    "ranlib",
     "readelf",
     "rev",
     "sed",

@@ -123,8 +123,8 @@ fn real_lines_are_understood() {
         ),
         (
             ": && /usr/bin/cmake -E rm -f libx.a && /usr/bin/ar qc libx.a a.o && /usr/bin/ranlib libx.a && :",
-            Class::Files,
-            "cmake",
+            Class::Text,
+            "ar",
             "libx.a",
         ),
         // cargo
@@ -184,9 +184,9 @@ fn real_lines_are_understood() {
         ),
         (
             "x86_64-linux-gnu-gcc-ar cr libx.a a.o",
-            Class::Files,
+            Class::Text,
             "x86_64-linux-gnu-gcc-ar",
-            "",
+            "libx.a",
         ),
     ] {
         let found = main_of(text);

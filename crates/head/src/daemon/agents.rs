@@ -45,7 +45,8 @@ impl Daemon {
 
     pub(super) fn accept_connections(&mut self) {
         let mut accepted = Vec::new();
-        for (_, listener) in &self.listeners {
+        let listeners = self.listeners.iter().map(|(_, socket)| socket);
+        for listener in listeners.chain(self.boot.listeners()) {
             accepted.extend(std::iter::from_fn(|| accept(listener)).take(MAX_UNPROVEN));
         }
         for socket in accepted {
@@ -176,6 +177,21 @@ impl Daemon {
                 // connection is kept.
                 Ok(Some(Unproven::Handshake(link)))
             }
+            (
+                FromAgent::JoinBooted {
+                    version,
+                    mac,
+                    request,
+                },
+                _,
+            ) => {
+                let from = rustix::net::getpeername(&*link)
+                    .ok()
+                    .and_then(|address| SocketAddr::try_from(address?).ok());
+                let answer = self.join_booted(version, mac, &request, from);
+                link.send(&answer)?;
+                Ok(Some(Unproven::Handshake(link)))
+            }
             (hello @ FromAgent::Hello { .. }, Some(Role::Node(node))) => {
                 self.poll.remove(&*link)?;
                 self.drop_agent(node);
@@ -189,6 +205,7 @@ impl Daemon {
                     },
                 );
                 self.event(Event::NodeHello { node, hello });
+                self.machine_is_up(node);
                 self.agent_frames(node);
                 Ok(None)
             }
@@ -214,7 +231,12 @@ impl Daemon {
             }
             Err(error) => return refuse(&error.to_string()),
         }
-        let name = name.unwrap_or_else(|| self.reactor.nodes().free_name());
+        let name = name.unwrap_or_else(|| {
+            let machines = &self.boot.machines;
+            self.reactor
+                .nodes()
+                .free_name_but(|name| machines.find(name).is_ok())
+        });
         if !is_node_name(&name) {
             return refuse("its name can't be a node's: letters, digits, - and . are allowed");
         }
@@ -227,8 +249,22 @@ impl Daemon {
                  another --name, or wait until `wiglaf nodes` shows that one as down",
             );
         }
+        if let Ok(machine) = self.boot.machines.find(&name) {
+            return refuse(&format!(
+                "{name} is the machine {} that boots from the network: give this one another --name",
+                machine.mac
+            ));
+        }
+        self.certify(&name, key)
+    }
+
+    /// Makes a machine the node of this name.
+    pub(super) fn certify(&mut self, name: &str, key: &[u8]) -> ToAgent {
+        let refuse = |reason: &str| ToAgent::Refused {
+            reason: reason.to_owned(),
+        };
         let virtual_nodes = &self.virtual_nodes;
-        let enrolled = self.reactor.nodes_mut().enrol(&name).map(|node| {
+        let enrolled = self.reactor.nodes_mut().enrol(name).map(|node| {
             // A machine that takes the name of a virtual node of old is none.
             node.is_virtual = virtual_nodes.contains_key(&node.id);
             node.clone()

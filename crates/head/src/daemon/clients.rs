@@ -109,6 +109,7 @@ impl Daemon {
             }
             _ if !client.greeted => return Err(LinkError::Closed),
             Request::Ghost { index, pid, mode } => self.ghost_named(number, index, pid, mode)?,
+            Request::Boot(request) => self.boot_request(&caller, request),
             Request::VirtualNode { name } => self.virtual_node(number, &name)?,
             Request::Listener => {
                 let listener = client.channel.descriptors().take()?;
@@ -315,7 +316,8 @@ impl Daemon {
                 .map_or(0, |peer| peer.pid.as_raw_nonzero().get())
         };
         let rack = self.clients.values().find(|client| client.is_rack);
-        let addresses = self.listeners.iter().filter_map(|(_, socket)| {
+        let listeners = self.listeners.iter().map(|(_, socket)| socket);
+        let addresses = listeners.chain(self.boot.listeners()).filter_map(|socket| {
             let address = rustix::net::getsockname(socket).ok()?;
             std::net::SocketAddr::try_from(address)
                 .ok()

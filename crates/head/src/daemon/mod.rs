@@ -4,6 +4,7 @@
 //! `clients` serves commands, `agents` the nodes, `helpers` the keeper and the deputies.
 
 mod agents;
+mod boot;
 mod clients;
 mod helpers;
 
@@ -21,6 +22,7 @@ use wiglaf_link::{
 };
 use wiglaf_linux::namespace::Surroundings;
 use wiglaf_wire::agent::{FromAgent, ToAgent};
+use wiglaf_wire::boot::ToBoot;
 use wiglaf_wire::client::{Reply, Request};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, JobId, NodeId, TaskId};
@@ -29,6 +31,8 @@ use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 use crate::config::{Config, Layout};
 use crate::jobs::Caller;
 use crate::reactor::{Effect, Event, Policy, Reactor};
+use boot::Boot;
+
 use crate::store::{ClusterSecrets, Store, StoreError};
 
 /// Connections that have not yet proven to be an agent's, at most.
@@ -64,6 +68,9 @@ pub enum DaemonError {
     /// The cluster's certificates.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The boot service can't be started.
+    #[error("the boot service can't be started: {0}")]
+    Boot(String),
     /// The keeper can't be started.
     #[error("the keeper can't be started: {0}")]
     Keeper(String),
@@ -87,6 +94,7 @@ pub(crate) fn wall_clock_s() -> i64 {
 const KEEPER: Token = Token(1);
 const COMMANDS: Token = Token(2);
 const CONNECTIONS: Token = Token(3);
+const BOOT: Token = Token(4);
 /// Tokens of what comes and goes: kind in the top byte, number below.
 const KIND_SHIFT: u32 = 56;
 
@@ -161,6 +169,7 @@ pub struct Daemon {
     /// Sockets that agents dial: the configured one, and the rack's with its client's number.
     listeners: Vec<(Option<u64>, OwnedFd)>,
     keeper: Option<Keeper>,
+    boot: Boot,
     clients: HashMap<u64, Client>,
     unproven: HashMap<u64, (Unproven, u64)>,
     agents: HashMap<NodeId, Agent>,
@@ -196,6 +205,7 @@ impl Daemon {
             root_on_nodes: config.root_on_nodes,
         };
         let reactor = Reactor::new(policy, store.nodes()?, store.jobs()?, next_job);
+        let machines = store.machines()?;
         let poll = Poll::new()?;
         poll.add(&commands, COMMANDS, Interest::Read)?;
         let mut daemon = Daemon {
@@ -208,6 +218,7 @@ impl Daemon {
             commands,
             listeners: Vec::new(),
             keeper: None,
+            boot: Boot::new(machines),
             clients: HashMap::new(),
             unproven: HashMap::new(),
             agents: HashMap::new(),
@@ -231,6 +242,9 @@ impl Daemon {
             daemon.listen_for_agents(address)?;
         }
         daemon.connect_keeper()?;
+        if daemon.boot.machines.served().next().is_some() {
+            daemon.arrange_boot();
+        }
         Ok(daemon)
     }
 
@@ -254,6 +268,9 @@ impl Daemon {
             }
             self.drop_late_unproven();
             self.look_again();
+            if self.boot.retry_at_ms.is_some_and(|at| at <= now_ms()) {
+                self.arrange_boot();
+            }
             self.event(Event::Tick);
         }
     }
@@ -271,6 +288,7 @@ impl Daemon {
             .chain(looks)
             .chain(self.reactor.next_deadline_ms())
             .chain(self.ending_at_ms)
+            .chain(self.boot.retry_at_ms)
             .min()?;
         // One more, because a deadline is passed when the clock has ticked beyond it.
         Some(Duration::from_millis(next.saturating_sub(now_ms()) + 1))
@@ -281,6 +299,7 @@ impl Daemon {
             KEEPER => self.keeper_ready(event),
             COMMANDS => self.accept_commands(),
             CONNECTIONS => self.accept_connections(),
+            BOOT => self.boot_ready(event),
             Token(number) => {
                 let kind = number >> KIND_SHIFT;
                 let number = number & ((1 << KIND_SHIFT) - 1);
@@ -308,7 +327,12 @@ impl Daemon {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::ToNode(node, message) => self.tell_agent(node, &message),
+            Effect::ToNode(node, message) => {
+                self.tell_agent(node, &message);
+                if matches!(message, ToAgent::Renewed { .. }) {
+                    self.tell_time(node);
+                }
+            }
             Effect::DropNode(node) => self.drop_agent(node),
             Effect::ToKeeper(message) => self.tell_keeper(&message),
             Effect::ToDeputy(deputy, message) => self.tell_deputy(deputy, message),
@@ -351,6 +375,7 @@ impl Daemon {
         for rack in racks {
             self.reply(rack, &Reply::Ending, Vec::new());
         }
+        self.tell_boot(&ToBoot::End);
         let text = "the cluster was ended (`wiglaf down`)".to_owned();
         self.tell_keeper(&ToKeeper::Shutdown { text });
     }

@@ -26,6 +26,7 @@ use wiglaf_wire::launch::Credential;
 use crate::jobs::{Caller, ClientId, Job};
 use crate::node_table::{Node, NodeTable};
 use lists::Listing;
+pub(crate) use requests::refuse;
 
 /// How the cluster is run.
 #[derive(Clone, Debug)]
@@ -293,7 +294,8 @@ impl Reactor {
         self.next_job
     }
 
-    fn is_admin(&self, credential: &Credential) -> bool {
+    /// Whether this caller may change the cluster.
+    pub fn is_admin(&self, credential: &Credential) -> bool {
         credential.uid == 0
             || credential.uid == self.policy.own_uid
             || self

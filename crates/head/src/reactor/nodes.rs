@@ -277,7 +277,7 @@ impl Reactor {
                 self.answer_for_silent(now_ms, id, effects);
             }
             // A second greeting is a broken peer.
-            FromAgent::Join { .. } | FromAgent::Hello { .. } => {
+            FromAgent::Join { .. } | FromAgent::JoinBooted { .. } | FromAgent::Hello { .. } => {
                 effects.push(Effect::DropNode(id));
             }
         }

@@ -84,8 +84,11 @@ impl Reactor {
                 effects.push(Effect::Reply(client, Reply::Done));
                 effects.push(Effect::Shutdown);
             }),
-            // The daemon handles these itself: they bring descriptors.
-            Request::Ghost { .. } | Request::VirtualNode { .. } | Request::Listener => Ok(()),
+            // The daemon handles these itself: they bring descriptors, or are not about processes.
+            Request::Ghost { .. }
+            | Request::VirtualNode { .. }
+            | Request::Listener
+            | Request::Boot(_) => Ok(()),
         };
         if let Err(refusal) = outcome {
             effects.push(Effect::Reply(client, refuse(refusal)));
@@ -573,7 +576,7 @@ fn check_request(request: &RunRequest) -> Result<(), Refusal> {
     Ok(())
 }
 
-pub(super) fn refuse(refusal: Refusal) -> Reply {
+pub(crate) fn refuse(refusal: Refusal) -> Reply {
     Reply::Refused {
         code: refusal.code,
         message: refusal.message,

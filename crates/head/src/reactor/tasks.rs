@@ -5,7 +5,7 @@ use wiglaf_wire::client::{JobTask, Reply};
 use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
 use wiglaf_wire::id::{DeputyId, NodeId, Pid, TaskId};
 use wiglaf_wire::keeper::{FromKeeper, GhostEnd, GhostReport, ToKeeper};
-use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_TIMED_OUT, Status, Usage};
+use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_TIMED_OUT, Status, Usage, own_failure};
 
 use super::{Effect, KEPT_JOBS, RESUME_WAIT_MS, Reactor};
 use crate::jobs::{Job, MAX_PENDING_SIGNALS, Phase, Task, TaskRecord, ghost_end};
@@ -339,10 +339,9 @@ impl Reactor {
 
     /// Ends the ghost.
     fn finish(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
-        let is_followed = self
-            .jobs
-            .get(&id.job)
-            .is_some_and(|job| job.follow && job.client.is_some());
+        let job = self.jobs.get(&id.job);
+        let follow = job.is_some_and(|job| job.follow);
+        let is_followed = follow && job.is_some_and(|job| job.client.is_some());
         let Some(task) = self.task_mut(id) else {
             return;
         };
@@ -353,6 +352,7 @@ impl Reactor {
             Status::Failed { reason, .. } if task.deputy_gone && !is_followed => {
                 Some(reason.clone())
             }
+            Status::Exited(EXIT_CLUSTER_FAILED) if follow => Some(own_failure(task.pid)),
             _ => None,
         };
         let end = task.ghost_died.unwrap_or_else(|| ghost_end(&status));

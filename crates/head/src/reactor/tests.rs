@@ -143,6 +143,7 @@ fn run_request(timeout_ms: u64) -> RunRequest {
             nodes: None,
             all: false,
             exclude: None,
+            prefer: Vec::new(),
             node_count: None,
             task_count: None,
             exclusive: false,

@@ -1,5 +1,6 @@
 //! An agent on a machine that has another system: PID 1 of namespaces of its own.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -61,23 +62,50 @@ pub fn run_beside(
     let handled = SignalSet::of(&[SIGTERM, SIGINT]);
     block_signals(handled);
     let signals = SignalFd::new(handled)?;
-    let supervisor = pidfd_open(std::process::id().cast_signed())?;
+    let life = || be_agent(head, token, name, view);
+    let (pid, pidfd) = start_apart(life).map_err(BesideError::Namespaces)?;
+    watch(pid, &pidfd, &signals)
+}
+
+/// Starts a process as PID 1 of PID, mount, UTS and IPC namespaces of its own, with `/proc` to
+/// match, that does `life` and ends with the code that it gives. It is killed when the caller,
+/// which has one thread, ends.
+pub(crate) fn start_apart(
+    life: impl FnOnce() -> Result<i32, Box<dyn std::error::Error>>,
+) -> Result<(i32, OwnedFd), Errno> {
+    let parent = pidfd_open(std::process::id().cast_signed())?;
     let spaces = NamespaceFlags::NEWPID
         | NamespaceFlags::NEWNS
         | NamespaceFlags::NEWUTS
         | NamespaceFlags::NEWIPC;
-    match clone_into(spaces).map_err(BesideError::Namespaces)? {
+    match clone_into(spaces)? {
         Fork::Child => {
-            drop(signals);
-            let life = || be_agent(head, token, name, view, &supervisor);
-            // A panic must not unwind into the copy of the supervisor's frames.
+            let life = || match settle(&parent).and_then(|()| life()) {
+                Ok(code) => code,
+                Err(error) => {
+                    // There is nobody else to tell.
+                    let _ = writeln!(std::io::stderr(), "wiglaf agent: {error}");
+                    EXIT_FAILED
+                }
+            };
+            // A panic must not unwind into the copy of the parent's frames.
             std::process::exit(catch_unwind(AssertUnwindSafe(life)).unwrap_or(EXIT_PANIC))
         }
-        Fork::Parent { pid, pidfd } => {
-            drop(supervisor);
-            watch(pid, &pidfd, &signals)
-        }
+        Fork::Parent { pid, pidfd } => Ok((pid, pidfd)),
     }
+}
+
+fn settle(parent: &OwnedFd) -> Result<(), Box<dyn std::error::Error>> {
+    set_pdeathsig(SIGKILL)?;
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if poll(&mut [PollFd::new(parent, PollFlags::IN)], Some(&now))? > 0 {
+        // It died before its death could have been told.
+        std::process::exit(0);
+    }
+    Ok(mount_own_proc()?)
 }
 
 fn be_agent(
@@ -85,51 +113,22 @@ fn be_agent(
     token: JoinToken,
     name: Option<String>,
     view: ViewOptions,
-    supervisor: &OwnedFd,
-) -> i32 {
-    use std::io::Write;
-    match try_be_agent(head, token, name, view, supervisor) {
-        Ok(()) => 0,
-        Err(error) => {
-            // There is nobody else to tell.
-            let _ = writeln!(std::io::stderr(), "wiglaf agent: {error}");
-            EXIT_FAILED
-        }
-    }
-}
-
-fn try_be_agent(
-    head: SocketAddr,
-    token: JoinToken,
-    name: Option<String>,
-    view: ViewOptions,
-    supervisor: &OwnedFd,
-) -> Result<(), Box<dyn std::error::Error>> {
-    set_pdeathsig(SIGKILL)?;
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    if poll(&mut [PollFd::new(supervisor, PollFlags::IN)], Some(&now))? > 0 {
-        // It died before its death could have been told.
-        return Ok(());
-    }
-    mount_own_proc()?;
-    let address = local_address(head)?;
+) -> Result<i32, Box<dyn std::error::Error>> {
     let config = AgentConfig {
         head,
         trust: Trust::Token(token),
         name,
         files: Files::View(view),
-        address,
+        address: local_address(head)?,
         rootless: false,
         is_virtual: false,
     };
-    Ok(live(config, true)?)
+    live(config, true)?;
+    Ok(0)
 }
 
 /// The address that the head is reached from. Nothing is sent.
-fn local_address(head: SocketAddr) -> std::io::Result<String> {
+pub(crate) fn local_address(head: SocketAddr) -> std::io::Result<String> {
     let any: SocketAddr = if head.is_ipv4() {
         ([0, 0, 0, 0], 0).into()
     } else {

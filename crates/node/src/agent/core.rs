@@ -339,7 +339,10 @@ impl Core {
             }
             ToAgent::Leave => self.leave(now_ms, effects),
             // Only for a machine that is joining, which is done before there is a core.
-            ToAgent::Certificate { .. } => {}
+            ToAgent::Certificate { .. }
+            | ToAgent::AwaitApproval { .. }
+            | ToAgent::Time { .. }
+            | ToAgent::Power { .. } => {}
         }
     }
 

@@ -1,7 +1,8 @@
 //! The connection to the head.
 
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,23 +16,64 @@ use wiglaf_wire::frame::{Frame, FrameError};
 /// How long a message that nobody waits for may wait for another to go with.
 const PATIENCE: Duration = Duration::from_millis(2);
 
+/// Ports that only root may have and that no service is known by (`bindresvport(3)`).
+const ROOT_PORTS: Range<u16> = 600..1024;
+
 /// A connection of an agent, as both conversations with the head use it.
 pub(crate) type HeadTls = TlsLink<ToAgent, FromAgent>;
 
 /// Begins to connect; what is queued meanwhile is sent once the connection stands.
 pub(crate) fn dial(head: SocketAddr, config: Arc<ClientConfig>) -> Result<HeadTls, LinkError> {
+    let socket = open(head)?;
+    connect(&socket, head)?;
+    TlsLink::client(socket, config, server_name(Role::Head))
+}
+
+/// The same from a port that only root may have, which shows the head that no user of this
+/// machine asks.
+pub(crate) fn dial_as_root(
+    head: SocketAddr,
+    config: Arc<ClientConfig>,
+) -> Result<HeadTls, LinkError> {
+    // Not always the same one: the head may still hold a connection of this machine's last life.
+    let start = (rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_nsec >> 10)
+        .cast_unsigned();
+    let count = u64::from(ROOT_PORTS.end - ROOT_PORTS.start);
+    let mut failure = Errno::ADDRINUSE;
+    for step in 0..count {
+        let offset = u16::try_from((start + step) % count).unwrap_or(0);
+        let socket = open(head)?;
+        let any = if head.is_ipv4() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        };
+        let own = SocketAddr::new(any, ROOT_PORTS.start + offset);
+        match rustix::net::bind(&socket, &own).and_then(|()| connect(&socket, head)) {
+            Ok(()) => return TlsLink::client(socket, config, server_name(Role::Head)),
+            // That port is taken, or was lately.
+            Err(errno @ (Errno::ADDRINUSE | Errno::ADDRNOTAVAIL)) => failure = errno,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Err(failure.into())
+}
+
+fn open(head: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = if head.is_ipv4() {
         AddressFamily::INET
     } else {
         AddressFamily::INET6
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    match rustix::net::connect(&socket, &head) {
-        Ok(()) | Err(Errno::INPROGRESS) => {}
-        Err(errno) => return Err(errno.into()),
+    rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+}
+
+fn connect(socket: &OwnedFd, head: SocketAddr) -> Result<(), Errno> {
+    match rustix::net::connect(socket, &head) {
+        Ok(()) | Err(Errno::INPROGRESS) => Ok(()),
+        Err(errno) => Err(errno),
     }
-    TlsLink::client(socket, config, server_name(Role::Head))
 }
 
 /// The connection as the agent's loop has it.

@@ -6,6 +6,7 @@
 //! ([`spawner`]), which waits until the program is read, perhaps by way of this very process.
 
 mod beside;
+mod clock;
 pub mod core;
 mod leavings;
 mod link;
@@ -19,7 +20,9 @@ mod spawner;
 mod view;
 mod watchdog;
 
-pub(crate) use link::{HeadTls, dial};
+pub(crate) use beside::{local_address, start_apart};
+pub(crate) use link::{HeadTls, dial, dial_as_root};
+pub(crate) use run::{Departure, live};
 
 pub use beside::{BesideError, run_beside};
 pub use run::{AgentConfig, AgentError, Trust, run};

@@ -1,6 +1,7 @@
 //! The agent's loop: sockets, clock and processes around [`super::core`].
 
 mod head;
+mod joining;
 mod tasks;
 
 use std::collections::HashMap;
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
@@ -26,10 +26,12 @@ use wiglaf_linux::process::{kill, set_process_title};
 use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
-use wiglaf_wire::agent::FromAgent;
+use wiglaf_wire::agent::{FromAgent, PowerAction};
+use wiglaf_wire::boot::Mac;
 use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{Incarnation, TaskId};
 
+use super::clock::HeadClock;
 use super::core::{Core, Effect, Event};
 use super::link::HeadLink;
 use super::mains::Mains;
@@ -39,8 +41,10 @@ use super::spawner::Spawner;
 use super::view::{NodeViewError, Views};
 use super::watchdog::Watchdog;
 use super::{machine, processes};
-use crate::join::{JoinError, join};
+use crate::join::JoinError;
 use crate::root::{Files, OwnDirectories, TaskRoot};
+
+use joining::{join_as_booted, join_at_last};
 
 const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -60,9 +64,6 @@ const SIGCHLD: i32 = 17;
 /// `kill(2)`: all processes that the caller may signal, but itself and init.
 const EVERYBODY: i32 = -1;
 
-/// Wait before a machine that could not join tries again; it doubles each time.
-const FIRST_JOIN_PAUSE: Duration = Duration::from_millis(100);
-const LAST_JOIN_PAUSE: Duration = Duration::from_secs(5);
 /// How often the PID cursor is looked at while tasks, which may fork, are alive.
 const CURSOR_PERIOD: Duration = Duration::from_secs(2);
 /// Waking a process costs about as much on a virtual machine.
@@ -77,6 +78,15 @@ const READS_PER_TURN: usize = 8;
 /// How long a farewell may take to leave.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
 
+/// Why an agent has ended as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// It was asked to leave.
+    Left,
+    /// The head wants this of the machine.
+    Power(PowerAction),
+}
+
 /// Who an agent is to the head.
 #[derive(Debug)]
 pub enum Trust {
@@ -84,6 +94,14 @@ pub enum Trust {
     Token(JoinToken),
     /// It has one.
     Identity(NodeIdentity),
+    /// Its machine booted from the network and is known by its Ethernet address. The agent keeps
+    /// the machine's clock and may have it start anew.
+    Booted {
+        /// SHA-256 of the CA's certificate.
+        authority: [u8; 32],
+        /// The address that it booted by.
+        mac: Mac,
+    },
 }
 
 /// What an agent is to be.
@@ -143,11 +161,11 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`]: it can't be an agent, or the head refuses it.
 pub fn run(config: AgentConfig) -> Result<(), AgentError> {
-    live(config, false)
+    live(config, false).map(|_| ())
 }
 
 /// As [`run`]; with `may_be_asked`, SIGTERM and SIGINT make it leave in an orderly way.
-pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentError> {
+pub(crate) fn live(config: AgentConfig, may_be_asked: bool) -> Result<Departure, AgentError> {
     let own_pid = std::process::id();
     if own_pid != 1 {
         return Err(AgentError::NotInit(own_pid));
@@ -172,39 +190,16 @@ pub(super) fn live(config: AgentConfig, may_be_asked: bool) -> Result<(), AgentE
         Trust::Identity(identity) => client_config(identity)?,
         Trust::Token(token) => match join_at_last(&config, token, &signals)? {
             Some(identity) => client_config(&identity)?,
-            None => return Ok(()),
+            None => return Ok(Departure::Left),
         },
+        Trust::Booted { authority, mac } => {
+            match join_as_booted(&config, *authority, *mac, &signals)? {
+                Some(identity) => client_config(&identity)?,
+                None => return Ok(Departure::Left),
+            }
+        }
     };
     Agent::new(config, identity, signals, watchdog, title)?.run()
-}
-
-/// Joins, however long the head can't be reached. `None`: somebody asked the agent to leave.
-fn join_at_last(
-    config: &AgentConfig,
-    token: &JoinToken,
-    signals: &SignalFd,
-) -> Result<Option<NodeIdentity>, AgentError> {
-    let mut pause = FIRST_JOIN_PAUSE;
-    loop {
-        match join(config.head, token, config.name.clone()) {
-            Ok(identity) => return Ok(Some(identity)),
-            Err(error) if error.is_passing() => {
-                if pause == FIRST_JOIN_PAUSE {
-                    log(&config.address, &error);
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let until = Timespec::try_from(pause).ok();
-        // Too early is no harm.
-        let _ = poll(&mut [PollFd::new(signals, PollFlags::IN)], until.as_ref());
-        while let Some(signal) = signals.read()? {
-            if matches!(signal.signo, SIGTERM | SIGINT) {
-                return Ok(None);
-            }
-        }
-        pause = (pause * 2).min(LAST_JOIN_PAUSE);
-    }
 }
 
 struct Agent {
@@ -235,6 +230,10 @@ struct Agent {
     exit: Option<Option<String>>,
     /// The last reason for which there is no connection, so that each is logged once.
     trouble: Option<String>,
+    /// The clock of a machine that booted from the network.
+    clock: Option<HeadClock>,
+    /// What becomes of such a machine when the agent has ended.
+    power: Option<PowerAction>,
     /// Where the relay makes terminals.
     _terminals: Option<OwnedFd>,
 }
@@ -255,6 +254,7 @@ impl Agent {
         watchdog: Option<Watchdog>,
         name: String,
     ) -> Result<Agent, AgentError> {
+        let is_booted = matches!(config.trust, Trust::Booted { .. });
         let poll = Poll::new()?;
         poll.add(&signals, SIGNALS, Interest::Read)?;
         let mut mains = Mains::default();
@@ -315,17 +315,23 @@ impl Agent {
             events: vec![Event::Tick],
             exit: None,
             trouble: None,
+            clock: is_booted.then(HeadClock::default),
+            power: None,
             _terminals: terminals,
         })
     }
 
-    fn run(mut self) -> Result<(), AgentError> {
+    fn run(mut self) -> Result<Departure, AgentError> {
         let mut ready = Vec::new();
         loop {
             self.decide()?;
             if let Some(reason) = self.exit.take() {
                 self.say_farewell();
-                return reason.map_or(Ok(()), |reason| Err(AgentError::Refused(reason)));
+                return match (self.power, reason) {
+                    (Some(action), _) => Ok(Departure::Power(action)),
+                    (None, None) => Ok(Departure::Left),
+                    (None, Some(reason)) => Err(AgentError::Refused(reason)),
+                };
             }
             if !self.wait_busily(&mut ready)? && !self.look_for_more(&mut ready)? {
                 self.poll.wait(&mut ready, self.time_to_wait())?;
@@ -561,11 +567,16 @@ impl Agent {
             Effect::Dial => self.dial(),
             Effect::HangUp => self.close_link(),
             Effect::Send(message) => self.send(&message),
-            Effect::Renew { sequence } => self.send(&FromAgent::Renew {
-                sequence,
-                load_centi: machine::load_centi(),
-                available_kib: machine::available_kib(),
-            }),
+            Effect::Renew { sequence } => {
+                if let Some(clock) = &mut self.clock {
+                    clock.asked(sequence, Instant::now());
+                }
+                self.send(&FromAgent::Renew {
+                    sequence,
+                    load_centi: machine::load_centi(),
+                    available_kib: machine::available_kib(),
+                });
+            }
             Effect::Welcomed {
                 name,
                 first_pid,

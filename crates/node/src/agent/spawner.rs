@@ -335,11 +335,10 @@ fn make(order: &Order, root: &TaskRoot, thread: &Thread) -> Result<Made, Status>
     let Some(program) = named.as_ref().or(argv.first()) else {
         return Err(failed(format!("{node} was given no command to run")));
     };
-    if let Some(stream) = order.stdio.terminal {
-        // As login does. A rootless node's terminals belong to its only user by themselves.
-        let terminal = &order.stdio.fds[stream.index()];
+    for stream in order.stdio.to_own() {
+        // As login does. A rootless node's belong to its only user by themselves.
         let owner = Some(rustix::fs::Uid::from_raw(order.credential.uid));
-        let _ = rustix::fs::fchown(terminal, owner, None);
+        let _ = rustix::fs::fchown(stream, owner, None);
     }
     let tagged = unshare(NamespaceFlags::NEWUTS)
         .map_err(io::Error::from)

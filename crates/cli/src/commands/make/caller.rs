@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
+use rustix::termios::tcgetwinsize;
 use wiglaf_build::{Call, ShimId, StdinKind};
 use wiglaf_linux::shim::ShimCall;
 use wiglaf_linux::status::{ProcessStatus, StatusError, read_status};
@@ -173,7 +174,13 @@ impl Caller {
     }
 
     /// The command for a node, with these streams.
-    pub(super) fn spec(&self, stdio: [StdioKind; 3], home: &Home) -> LaunchSpec {
+    pub(super) fn spec(
+        &self,
+        stdio: [StdioKind; 3],
+        window: WindowSize,
+        private_tmp: bool,
+        home: &Home,
+    ) -> LaunchSpec {
         LaunchSpec {
             program: Some(self.program.as_os_str().as_bytes().to_vec()),
             argv: self.argv.clone(),
@@ -184,23 +191,17 @@ impl Caller {
             ignored_signals: self.status.ignored.bits(),
             blocked_signals: self.status.blocked.bits(),
             stdio,
-            window: WindowSize::default(),
+            window,
             leave: false,
-            private_tmp: !self
-                .argv
-                .iter()
-                .any(|word| names_temporary(word, &self.cwd)),
+            private_tmp,
             undo: true,
             host_name: Some(home.host_name.clone()),
         }
     }
 
-    /// As it is; a jobserver's descriptors are not on the node, and a compiler that is told of
-    /// some would complain (rustc does).
+    /// As it is; a jobserver's descriptors are not on the node, nor who would answer by its pipe,
+    /// and a compiler that is told of some would complain or wait (rustc does).
     fn environment(&self) -> Vec<Vec<u8>> {
-        if !self.jobserver {
-            return self.env.clone();
-        }
         self.env
             .iter()
             .map(|entry| without_jobserver(entry))
@@ -211,38 +212,6 @@ impl Caller {
     pub(super) fn ignores(&self, signal: u8) -> bool {
         self.status.ignored.contains(i32::from(signal))
     }
-}
-
-/// Where a node's lines have files of their own, unless they work there.
-const TEMPORARY: [&[u8]; 2] = [b"/tmp", b"/var/tmp"];
-
-/// Whether a word names a file for a while that others may share with its line: a lock, a log.
-/// It is then the head's on every node. What lies where the line works is that anyway.
-fn names_temporary(word: &[u8], cwd: &[u8]) -> bool {
-    let is_path = |byte: &u8| byte.is_ascii_alphanumeric() || b"_./-+".contains(byte);
-    let has = |text: &[u8]| word.windows(text.len()).any(|part| part == text);
-    let is_below = |path: &[u8], place: &[u8]| {
-        let rest = path.strip_prefix(place)?.strip_prefix(b"/")?;
-        let name = rest.split(|byte| !is_path(byte) || *byte == b'/').next()?;
-        (!name.is_empty()).then(|| name.to_vec())
-    };
-    let named = |place: &[u8]| {
-        let own = is_below(cwd, place);
-        (0..word.len()).any(|at| {
-            let rest = &word[at..];
-            if !rest.starts_with(place) {
-                return false;
-            }
-            let before = word[..at].iter().rev().take_while(|byte| is_path(byte));
-            let before: Vec<_> = before.collect();
-            // `-I/tmp/x` names such a file, `src/tmp/x` another.
-            let begins = before.is_empty() || matches!(before[..], [_, b'-']);
-            let end = rest.get(place.len());
-            let is_whole = end.is_none_or(|byte| *byte == b'/' || !is_path(byte));
-            begins && is_whole && (own.is_none() || is_below(rest, place) != own)
-        })
-    };
-    has(b"TMPDIR") || TEMPORARY.into_iter().any(named)
 }
 
 /// Whether a line names a descriptor that it has inherited: `>&3`, `/dev/fd/3`.
@@ -264,6 +233,7 @@ fn names_descriptor(argv: &[Vec<u8>], number: i32) -> bool {
 /// it takes one way.
 pub(super) fn stream_kinds(stdio: &[Option<OwnedFd>; 3]) -> [StdioKind; 3] {
     let kind = |fd: &Option<OwnedFd>| match fd {
+        Some(fd) if rustix::termios::isatty(fd) => StdioKind::Screen,
         Some(_) => StdioKind::Relayed,
         None => StdioKind::Null,
     };
@@ -282,6 +252,16 @@ pub(super) fn stream_kinds(stdio: &[Option<OwnedFd>; 3]) -> [StdioKind; 3] {
             kind(stderr)
         },
     ]
+}
+
+/// The size of the terminal that the outputs go to, if they do.
+pub(super) fn window_of(stdio: &[Option<OwnedFd>; 3]) -> WindowSize {
+    let sizes = stdio[1..].iter().flatten().map(tcgetwinsize);
+    let size = sizes.flatten().next();
+    size.map_or_else(WindowSize::default, |size| WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
 }
 
 fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> bool {
@@ -505,29 +485,6 @@ mod tests {
         assert!(!has_jobserver(1, &env("MAKEFLAGS=w"), -1));
         let closed = env("MAKEFLAGS=--jobserver-auth=-2,-2");
         assert!(!has_jobserver(1, &closed, -1));
-    }
-
-    #[test]
-    fn what_lines_share_in_tmp_is_told_from_the_tree() {
-        let names = |line: &str, cwd: &str| names_temporary(line.as_bytes(), cwd.as_bytes());
-        for line in [
-            "gcc -c x.c; mkdir /tmp/lock",
-            "echo x >>/var/tmp/log",
-            "cp x /tmp",
-            "gcc -I/tmp/x -c x.c",
-            "cc >$TMPDIR/log",
-        ] {
-            assert!(names(line, "/home/u"), "{line}");
-        }
-        for line in ["gcc -Isrc/tmp/x -c /tmpfiles/x.c", "cp x ../tmp/y", ""] {
-            assert!(!names(line, "/home/u"), "{line}");
-        }
-        assert!(!names(
-            "gcc -I/tmp/tree/inc -c /tmp/tree/x.c",
-            "/tmp/tree/sub"
-        ));
-        assert!(names("gcc -c /tmp/tree/x.c 2>/tmp/log", "/tmp/tree/sub"));
-        assert!(names("gcc -c x.c 2>/tmp/tree2/log", "/tmp/tree"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::head::Head;
 
 /// After a failure the nodes are asked for again, but not more often.
 const PERIOD: Duration = Duration::from_secs(1);
+/// While lines wait for nodes, it is looked this often whether there are more.
+const WANTED_PERIOD: Duration = Duration::from_secs(2);
 
 pub(super) struct Cluster {
     pub(super) layout: Layout,
@@ -115,6 +117,18 @@ impl Cluster {
         {
             let _ = poll.remove(&*channel);
             self.channel = None;
+        }
+    }
+
+    /// While lines wait for nodes: when [`Cluster::look_for_more`] is due.
+    pub(super) fn due_in(&self) -> Duration {
+        WANTED_PERIOD.saturating_sub(self.asked.elapsed())
+    }
+
+    /// Lines wait for nodes: have some joined?
+    pub(super) fn look_for_more(&mut self, poll: &Poll) {
+        if self.due_in().is_zero() {
+            self.ask_again(poll);
         }
     }
 

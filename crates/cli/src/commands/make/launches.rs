@@ -21,6 +21,7 @@ use wiglaf_wire::keeper::GhostMode;
 use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, Status, Usage};
 
 use super::token::{Kind, token};
+use super::words::Words;
 use crate::error::CommandError;
 use crate::head::Head;
 
@@ -39,6 +40,7 @@ pub(super) struct Launches {
     next_connection: u64,
     /// By PID, which stays theirs until they are reaped.
     ghosts: HashMap<i32, AttemptId>,
+    words: Words,
 }
 
 /// What is launched.
@@ -77,14 +79,15 @@ struct Connection {
 
 impl Launches {
     /// By the head that has been found there.
-    pub(super) fn new(layout: Layout) -> Launches {
-        Launches {
+    pub(super) fn new(layout: Layout) -> Result<Launches, CommandError> {
+        Ok(Launches {
             layout,
             attempts: BTreeMap::new(),
             connections: HashMap::new(),
             next_connection: 0,
             ghosts: HashMap::new(),
-        }
+            words: Words::new()?,
+        })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -374,7 +377,7 @@ impl Launches {
             stdin: None,
             stdin_pipe: None,
             // What the cluster has to say comes to us.
-            stderr: None,
+            stderr: Some(self.words.descriptor()),
             group: None,
             // When this process disappears the shims run their lines here.
             dies_with_parent: true,
@@ -437,6 +440,7 @@ impl Launches {
         let Some(id) = self.ghosts.remove(&pid) else {
             return;
         };
+        self.words.take();
         let Some(attempt) = self.attempts.get_mut(&id) else {
             return;
         };
@@ -473,8 +477,10 @@ impl Launches {
         if !is_told {
             return;
         }
-        let exit = *exit;
+        let (exit, pid) = (*exit, ghost.pid);
         let failure = ghost.failure.clone();
+        let is_own = exit == ExitStatus::Exited(i32::from(EXIT_CLUSTER_FAILED))
+            && self.words.tell_own_failure(pid);
         let Some(attempt) = self.attempts.remove(&id) else {
             return;
         };
@@ -487,7 +493,7 @@ impl Launches {
         let (status, usage) = match (attempt.word, failure) {
             (_, Some(reason)) => (Status::cluster_failed(reason), None),
             (Some((status, usage)), None) => (status, Some(usage)),
-            (None, None) => (status_of(exit), None),
+            (None, None) => (status_of(exit, is_own), None),
         };
         events.push(Event::Ended {
             attempt: id,
@@ -521,11 +527,13 @@ fn connect(layout: &Layout, poll: &Poll, number: u64) -> Result<Connection, Comm
     Ok(connection)
 }
 
-/// What a ghost's end says without the head's word. 125 is the cluster's.
-fn status_of(exit: ExitStatus) -> Status {
+/// What a ghost's end says without the head's word. 125 is the cluster's, unless the line's own.
+fn status_of(exit: ExitStatus, is_own: bool) -> Status {
     match exit {
         ExitStatus::Exited(code) => match u8::try_from(code).unwrap_or(u8::MAX) {
-            EXIT_CLUSTER_FAILED => Status::cluster_failed("the cluster failed while it ran"),
+            EXIT_CLUSTER_FAILED if !is_own => {
+                Status::cluster_failed("the cluster failed while it ran")
+            }
             code => Status::Exited(code),
         },
         ExitStatus::Signaled { signal, .. } => {
@@ -540,14 +548,16 @@ mod tests {
 
     #[test]
     fn a_ghost_alone_tells_what_its_line_did() {
-        assert_eq!(status_of(ExitStatus::Exited(2)), Status::Exited(2));
+        assert_eq!(status_of(ExitStatus::Exited(2), false), Status::Exited(2));
+        let own = status_of(ExitStatus::Exited(125), true);
+        assert_eq!(own, Status::Exited(125));
         let killed = ExitStatus::Signaled {
             signal: 9,
             core: false,
         };
-        assert_eq!(status_of(killed), Status::Signaled(9));
+        assert_eq!(status_of(killed, false), Status::Signaled(9));
         assert!(matches!(
-            status_of(ExitStatus::Exited(125)),
+            status_of(ExitStatus::Exited(125), false),
             Status::Failed { code: 125, .. }
         ));
     }

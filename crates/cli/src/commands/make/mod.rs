@@ -3,7 +3,7 @@
 //! `session` is the loop around the broker (`wiglaf-build`), which decides; `shims` are the shells
 //! and compilers of the build, `caller` reads what they are called for, `launches` are the lines
 //! on nodes and `cluster` the nodes; `programs` and `directory` are what the private space is
-//! made of, `live` the status on a terminal, `arguments` what is changed of make's own.
+//! made of, `words` what ghosts say, `live` the status on a terminal, `arguments` what is changed of make's own.
 
 mod arguments;
 mod caller;
@@ -18,6 +18,7 @@ mod programs;
 mod session;
 mod shims;
 mod token;
+mod words;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -189,8 +190,7 @@ fn run(
     match session::run(build, cluster) {
         Ok(built) => {
             memory.store(&built.learned);
-            ending::tell(options, &built.record)?;
-            ending::tell_turned_away(built.turned_away);
+            ending::tell(options, &built.record, built.turned_away)?;
             ending::end_as(built.end)
         }
         Err(error) => {

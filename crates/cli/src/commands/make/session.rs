@@ -115,6 +115,7 @@ pub(super) fn run(build: Build, cluster: Cluster) -> Result<Built, SessionError>
     let space = PrivateSpace::new(directory.path(), &programs::to_cover(&path))?;
     let command = Command::prepare(&build.command, &path)?;
     let poll = Poll::new().map_err(CommandError::from)?;
+    let launches = Launches::new(cluster.layout.clone())?;
     let mut shims = Shims::new(&poll, listener, home).map_err(CommandError::from)?;
     cluster.watch(&poll)?;
     let has_head_slots = build.settings.head_slots(cluster.nodes()) > 0;
@@ -158,13 +159,12 @@ pub(super) fn run(build: Build, cluster: Cluster) -> Result<Built, SessionError>
     shims.entered_by(spawned.pid);
     // Now that the command has its limit, each shim may bring us three descriptors.
     raise_descriptor_limit();
-    let layout = cluster.layout.clone();
     let mut session = Session {
         poll,
         signals,
         cluster,
         shims,
-        launches: Launches::new(layout),
+        launches,
         broker,
         live: build.with_live.then(Live::new).flatten(),
         load,
@@ -220,6 +220,7 @@ impl Session {
                 }
             }
             self.launches.tick(&self.poll, &mut events);
+            self.shims.tick(&self.poll);
             if self
                 .broker
                 .due()
@@ -229,6 +230,9 @@ impl Session {
             }
             events.extend(self.load.measure());
             self.decide(&mut events);
+            if self.broker.wants_nodes() {
+                self.cluster.look_for_more(&self.poll);
+            }
             self.stop_if_due()?;
             self.tell_ended();
             if let Some(live) = &mut self.live
@@ -249,8 +253,14 @@ impl Session {
             .stopping
             .map(|at| at.saturating_duration_since(Instant::now()));
         let decision = self.broker.due().map(|due| due.saturating_sub(now));
+        let more_nodes = self
+            .broker
+            .wants_nodes()
+            .then(|| self.cluster.due_in().max(Duration::from_millis(1)));
         let all = [
+            more_nodes,
             self.launches.timeout(),
+            self.shims.timeout(),
             drawing,
             decision,
             self.load.due_in(),
@@ -282,15 +292,18 @@ impl Session {
                 attempt,
                 shim,
                 exclude,
+                prefer,
                 memory_kib,
+                private_tmp,
             } => {
                 let refused = |message: String| Event::Refused { attempt, message };
-                match self.shims.order(shim) {
+                match self.shims.order(shim, private_tmp) {
                     Ok(Some((spec, streams))) => {
                         let selection = NodeSelection {
                             nodes: None,
                             all: false,
                             exclude: self.cluster.excluded(&exclude),
+                            prefer,
                             node_count: None,
                             task_count: None,
                             exclusive: false,

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Resource, getrlimit};
@@ -14,7 +16,7 @@ use wiglaf_linux::shim::{FromShim, ShimCall, Verdict, answer, open_real, receive
 use wiglaf_wire::launch::LaunchSpec;
 use wiglaf_wire::status::Status;
 
-use super::caller::{Caller, Home, stream_kinds};
+use super::caller::{Caller, Home, stream_kinds, window_of};
 use super::token::{Kind, token};
 
 /// Connections taken before others get their turn.
@@ -24,9 +26,15 @@ const MAX_TAKEN: usize = 64;
 const RESERVE: u64 = 24;
 /// Descriptors that a shim's call brings.
 const STDIO: u64 = 3;
+/// How long the listener is left alone when the machine is out of something.
+const DEAF_TIME: Duration = Duration::from_millis(50);
 
 pub(super) struct Shims {
     listener: OwnedFd,
+    /// Given up to take a connection that there is no other descriptor for.
+    spare: Option<OwnedFd>,
+    /// Connections can't be taken at the moment.
+    deaf_since: Option<Instant>,
     turned_away: u64,
     home: Home,
     next: u64,
@@ -37,6 +45,11 @@ pub(super) struct Shims {
     local_pids: HashMap<i32, ShimId>,
     programs: HashMap<PathBuf, OwnedFd>,
     group: i32,
+}
+
+fn open_spare() -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, Mode::empty()).ok()
 }
 
 struct Shim {
@@ -57,6 +70,8 @@ impl Shims {
         poll.add(&listener, token(Kind::Listener, 0), Interest::Read)?;
         Ok(Shims {
             listener,
+            spare: open_spare(),
+            deaf_since: None,
             turned_away: 0,
             home,
             next: 0,
@@ -85,8 +100,21 @@ impl Shims {
             let socket = match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => socket,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
-                // Without descriptors the caller waits until some are free again.
-                Err(_) => return,
+                // We are out of descriptors, and lines may wait for this one.
+                Err(Errno::MFILE) if self.spare.take().is_some() => {
+                    if rustix::net::accept_with(&self.listener, flags).is_ok() {
+                        self.turned_away += 1;
+                    }
+                    self.spare = open_spare();
+                    continue;
+                }
+                Err(Errno::AGAIN) => return,
+                // It would be ready for ever. The callers wait until something is free again.
+                Err(_) => {
+                    let _ = poll.modify(&self.listener, token(Kind::Listener, 0), Interest::None);
+                    self.deaf_since = Some(Instant::now());
+                    return;
+                }
             };
             // Lines that wait may wait for this one: it must not wait for them.
             if !self.has_room() {
@@ -113,6 +141,21 @@ impl Shims {
             }
             self.shims.insert(number, shim);
             self.ready(poll, number, events);
+        }
+    }
+
+    /// When [`Shims::tick`] is needed next.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let since = self.deaf_since?;
+        Some(DEAF_TIME.saturating_sub(since.elapsed()))
+    }
+
+    /// Listens again, if it is time.
+    pub(super) fn tick(&mut self, poll: &Poll) {
+        if self.timeout() == Some(Duration::ZERO) {
+            self.deaf_since = None;
+            self.spare = self.spare.take().or_else(open_spare);
+            let _ = poll.modify(&self.listener, token(Kind::Listener, 0), Interest::Read);
         }
     }
 
@@ -264,7 +307,11 @@ impl Shims {
     }
 
     /// The line for a node, and the streams that its deputy relays.
-    pub(super) fn order(&self, id: ShimId) -> Result<Option<(LaunchSpec, Vec<OwnedFd>)>, Errno> {
+    pub(super) fn order(
+        &self,
+        id: ShimId,
+        private_tmp: bool,
+    ) -> Result<Option<(LaunchSpec, Vec<OwnedFd>)>, Errno> {
         let Some((caller, call)) = self.shims.get(&id.0).and_then(|shim| shim.caller.as_ref())
         else {
             return Ok(None);
@@ -276,6 +323,10 @@ impl Shims {
             .filter_map(|(fd, _)| fd.as_ref())
             .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Some((caller.spec(kinds, &self.home), streams)))
+        let window = window_of(&call.stdio);
+        Ok(Some((
+            caller.spec(kinds, window, private_tmp, &self.home),
+            streams,
+        )))
     }
 }

@@ -258,6 +258,7 @@ fn request(args: &Args, spec: LaunchSpec) -> RunRequest {
             nodes: args.nodes.clone(),
             all: args.all,
             exclude: args.exclude.clone(),
+            prefer: Vec::new(),
             node_count: args.node_count,
             task_count: args.task_count,
             exclusive: args.exclusive,

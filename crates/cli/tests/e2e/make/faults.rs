@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use wiglaf_linux::process::kill;
 
@@ -128,6 +129,76 @@ fn a_head_that_is_replaced_in_mid_build_is_not_noticed() {
     succeeded(&output);
     assert_eq!(text(&output.stdout), "begun\nended\nsecond\n");
     tree.assert_some_lines_ran_on_nodes();
+    cluster.down();
+}
+
+#[test]
+fn a_lines_own_125_is_its_own_though_the_head_was_replaced() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    let tree = tree(
+        &cluster,
+        &SLOW.replace("echo ended", "echo ended; exit 125"),
+    );
+    let build = tree.start(&cluster, "wiglaf make --require-cluster --verbose");
+    let head = cluster.daemon("wiglaf: head")[0];
+    kill(head, SIGKILL).expect("it lives");
+    let another = || {
+        cluster
+            .daemon("wiglaf: head")
+            .iter()
+            .any(|pid| *pid != head)
+    };
+    wait_for("another head", another, String::new);
+    tree.let_go();
+    let output = build.wait_with_output().expect("it ends");
+    let words = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    assert!(words.starts_with("begun\nended\nwiglaf: n"), "{words}");
+    assert!(words.contains("[exit 125]"), "{words}");
+    assert!(words.ends_with("first] Error 125\n"), "{words}");
+    cluster.down();
+}
+
+/// Clock ticks of processor time, fields 14 and 15 of `stat`.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let (_, rest) = stat.rsplit_once(')').expect("a name");
+    let fields = rest.split_ascii_whitespace().skip(11).take(2);
+    fields
+        .map(|field| field.parse::<u64>().expect("a number"))
+        .sum()
+}
+
+fn limit_descriptors(pid: u32, soft: u32) {
+    let output = Command::new("prlimit")
+        .args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")])
+        .output();
+    succeeded(&output.expect("util-linux has it"));
+}
+
+#[test]
+fn a_broker_without_descriptors_waits_for_some_in_peace() {
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
+    let tree = tree(&cluster, SLOW);
+    let build = tree.start(&cluster, "wiglaf make --require-cluster");
+    limit_descriptors(build.id(), 5);
+    tree.let_go();
+    let ended = tree.directory.join("first.where");
+    wait_for("the first line to end", || ended.exists(), String::new);
+    std::thread::sleep(Duration::from_millis(200));
+    let before = ticks(build.id());
+    std::thread::sleep(Duration::from_secs(1));
+    let spent = ticks(build.id()) - before;
+    assert!(spent < 10, "{spent} ticks for nothing");
+    assert!(!tree.directory.join("second.o").exists());
+    limit_descriptors(build.id(), 1024);
+    let output = build.wait_with_output().expect("it ends");
+    succeeded(&output);
+    assert_eq!(text(&output.stdout), "begun\nended\nsecond\n");
     cluster.down();
 }
 

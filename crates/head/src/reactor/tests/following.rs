@@ -69,6 +69,28 @@ fn a_follower_that_has_gone_leaves_the_word_to_the_user() {
 }
 
 #[test]
+fn a_followed_tasks_own_125_is_told_from_the_clusters_by_its_ghost() {
+    let text_of = |status: Status, has_follower: bool| {
+        let mut world = World::new();
+        let task = world.followed();
+        if !has_follower {
+            world.event(Event::ClientGone(ClientId(9)));
+        }
+        let effects = world.ended(task, status);
+        let mut texts = effects.iter().filter_map(|effect| match effect {
+            Effect::ToKeeper(ToKeeper::Finish { text, .. }) => Some(text.clone()),
+            _ => None,
+        });
+        texts.next().expect("its ghost ends")
+    };
+    for has_follower in [true, false] {
+        let text = text_of(Status::Exited(125), has_follower).expect("it is told");
+        assert!(text.ends_with("exited with 125 of itself"), "{text}");
+        assert_eq!(text_of(Status::Exited(1), has_follower), None);
+    }
+}
+
+#[test]
 fn nothing_is_added_to_a_followed_tasks_environment() {
     let mut world = World::new();
     let task = world.followed();

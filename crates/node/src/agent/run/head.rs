@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wiglaf_link::{Interest, LinkError, Ready};
-use wiglaf_wire::agent::FromAgent;
+use wiglaf_wire::agent::{FromAgent, ToAgent};
 
 use super::super::core::Event;
 use super::super::link::HeadLink;
@@ -54,10 +54,11 @@ impl Agent {
             };
             let mut heard = false;
             loop {
+                let Some(link) = &mut self.link else { return };
                 match link.next_message() {
                     Ok(Some(message)) => {
                         heard = true;
-                        self.events.push(Event::Message(message));
+                        self.hear(message);
                     }
                     Ok(None) => break,
                     Err(error) => return self.lost(&error),
@@ -67,10 +68,41 @@ impl Agent {
                 return self.lost(&error);
             }
             // What is more than one read, the set tells again.
-            if !heard || !link.may_have_more() {
+            let may_have_more = self.link.as_ref().is_some_and(HeadLink::may_have_more);
+            if !heard || !may_have_more {
                 return;
             }
         }
+    }
+
+    /// What concerns the machine is not the core's.
+    fn hear(&mut self, message: ToAgent) {
+        match (&message, &mut self.clock) {
+            (ToAgent::Renewed { sequence }, Some(clock)) => {
+                clock.answered(*sequence, Instant::now());
+            }
+            (ToAgent::Time { unix_ns }, Some(clock)) => {
+                if let Err(errno) = clock.heard(*unix_ns) {
+                    log(&self.name, &format_args!("can't set the clock: {errno}"));
+                }
+                return;
+            }
+            (ToAgent::Power { action }, Some(_)) => {
+                self.power = Some(*action);
+                self.events.push(Event::LeaveAsked);
+                return;
+            }
+            (ToAgent::Power { .. }, None) => {
+                log(
+                    &self.name,
+                    &"the head wants this machine to start anew or to end, but it has a system of \
+                      its own: that has to do it",
+                );
+                return;
+            }
+            _ => {}
+        }
+        self.events.push(Event::Message(message));
     }
 
     pub(super) fn lost(&mut self, error: &LinkError) {

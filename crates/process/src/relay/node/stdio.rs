@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::OpenptFlags;
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 use wiglaf_link::{Interest, Poll};
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
@@ -26,12 +26,21 @@ pub struct ChildStdio {
     /// The stream that is the task's terminal, if it has one: a session leader makes it its
     /// controlling terminal, and it shall belong to the task's user.
     pub terminal: Option<Stream>,
+    /// Pipes and terminals to look at, which were made for the task.
+    made: [bool; 3],
 }
 
 impl ChildStdio {
     /// Whether one of them is a terminal that is to become the controlling one.
     pub fn controlling_terminal(&self) -> bool {
         self.terminal.is_some()
+    }
+
+    /// What shall belong to the task's user, who may open it again (`/dev/stderr`).
+    pub fn to_own(&self) -> impl Iterator<Item = &OwnedFd> {
+        let is_one = |stream: &Stream| self.made[stream.index()] || self.terminal == Some(*stream);
+        let streams = Stream::ALL.into_iter().filter(is_one);
+        streams.map(|stream| &self.fds[stream.index()])
     }
 }
 
@@ -64,12 +73,13 @@ pub(super) fn make(
     let is_terminal = |stream: &Stream| stdio[stream.index()] == StdioKind::Terminal;
     let terminal = Stream::ALL.into_iter().find(is_terminal);
     if terminal.is_some() {
-        let (fd, other) =
-            open_terminal(terminals, window).map_err(|errno| RelayError::Terminal {
+        let (fd, other) = open_terminal(terminals, window, OFlags::RDWR).map_err(|errno| {
+            RelayError::Terminal {
                 task,
                 path: terminals.to_owned(),
                 errno,
-            })?;
+            }
+        })?;
         slave = Some(other);
         let gives = [Stream::Output, Stream::Error]
             .into_iter()
@@ -80,11 +90,23 @@ pub(super) fn make(
             gives,
         });
     }
+    let mut made = [false; 3];
     let mut make_one = |stream: Stream| -> Result<OwnedFd, Errno> {
-        match (stdio[stream.index()], &slave) {
+        let kind = stdio[stream.index()];
+        if kind == StdioKind::Screen
+            && stream != Stream::Input
+            && let Ok((ours, theirs)) = open_screen(terminals, window)
+        {
+            made[stream.index()] = true;
+            ends.outputs[usize::from(stream == Stream::Error)] = Some(ours);
+            return Ok(theirs);
+        }
+        match (kind, &slave) {
             (StdioKind::Terminal, Some(slave)) => rustix::io::fcntl_dupfd_cloexec(slave, 0),
-            (StdioKind::Relayed, _) => {
+            // A node that is out of terminals has pipes: rather no colours than no line.
+            (StdioKind::Relayed | StdioKind::Screen, _) => {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+                made[stream.index()] = true;
                 let (ours, theirs) = match stream {
                     Stream::Input => (write, read),
                     Stream::Output | Stream::Error => (read, write),
@@ -106,27 +128,49 @@ pub(super) fn make(
     let mut one = |stream| make_one(stream).map_err(pipe_error);
     let input = one(Stream::Input)?;
     let output = one(Stream::Output)?;
-    let follows = stdio[Stream::Error.index()] == StdioKind::WithOutput
-        && stdio[Stream::Output.index()] == StdioKind::Relayed;
+    let takes_both = matches!(
+        stdio[Stream::Output.index()],
+        StdioKind::Relayed | StdioKind::Screen
+    );
+    let follows = stdio[Stream::Error.index()] == StdioKind::WithOutput && takes_both;
     let error = if follows {
         rustix::io::fcntl_dupfd_cloexec(&output, 0).map_err(pipe_error)?
     } else {
         one(Stream::Error)?
     };
     let fds = [input, output, error];
-    Ok((ChildStdio { fds, terminal }, ends))
+    let child = ChildStdio {
+        fds,
+        terminal,
+        made,
+    };
+    Ok((child, ends))
 }
 
 /// A new terminal of the task's own `devpts`, whose `ptmx` is there by that name.
-fn open_terminal(terminals: &Path, window: WindowSize) -> Result<(OwnedFd, OwnedFd), Errno> {
+fn open_terminal(
+    terminals: &Path,
+    window: WindowSize,
+    access: OFlags,
+) -> Result<(OwnedFd, OwnedFd), Errno> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let master = rustix::fs::open(terminals.join("ptmx"), flags, Mode::empty())?;
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(
         &master,
-        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+        OpenptFlags::from_bits_retain(access.bits()) | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
     )?;
     set_size(&master, window)?;
+    Ok((master, slave))
+}
+
+/// A terminal to look at. Nobody types there, so that whoever reads it is refused rather than
+/// left to wait.
+fn open_screen(terminals: &Path, window: WindowSize) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (master, slave) = open_terminal(terminals, window, OFlags::WRONLY)?;
+    let mut modes = tcgetattr(&master)?;
+    modes.output_modes.remove(OutputModes::OPOST);
+    tcsetattr(&master, OptionalActions::Now, &modes)?;
     Ok((master, slave))
 }
 

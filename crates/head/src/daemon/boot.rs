@@ -1,0 +1,745 @@
+//! Machines that boot from the network: the service that answers them, what commands want of
+//! them, and who of them may join. The decisions are `machines`'.
+
+use std::collections::VecDeque;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use wiglaf_link::{Channel, Interest, LinkError, Ready, approval_code};
+use wiglaf_linux::{device, interface};
+use wiglaf_wire::agent::{PowerAction, ToAgent};
+use wiglaf_wire::boot::{
+    BootInterface, BootRequest, BootStatus, FromBoot, Mac, Sighting, Stage, ToBoot,
+};
+use wiglaf_wire::client::Reply;
+use wiglaf_wire::nodeset::is_node_name;
+
+use super::{
+    BOOT, CONNECTIONS, Daemon, DaemonError, await_room, is_over, log, now_ms, wall_clock_s,
+};
+use crate::jobs::{Caller, ClientId};
+use crate::machines::{Machines, Now, Seen, Served, Verdict};
+use crate::node_table::Presence;
+use crate::placement::{Refusal, resolve};
+use crate::reactor::refuse;
+
+/// Where images are served, unless told otherwise: beside the agents' port, and unassigned.
+const HTTP_PORT: u16 = 7495;
+/// Where agents connect on an interface that machines boot by.
+const AGENT_PORT: u16 = 7494;
+/// How long the service may take to start.
+const START_WAIT: Duration = Duration::from_secs(5);
+const START_POLL: Duration = Duration::from_millis(5);
+/// How long until a service that has died, or an address that is not there, is tried again.
+const RETRY_MS: u64 = 5_000;
+/// Problems that are remembered.
+const MAX_PROBLEMS: usize = 50;
+/// Longest adoption window.
+const MAX_WINDOW_MS: u64 = 24 * 3_600_000;
+/// A node's boot log, before it is put aside as `.old`.
+const MAX_LOG_BYTES: u64 = 1 << 20;
+/// The discard port, which wake-on-LAN packets are sent to by custom.
+const WAKE_PORT: u16 = 9;
+
+/// What the daemon has of the boot service.
+#[derive(Default)]
+pub(super) struct Boot {
+    pub(super) machines: Machines,
+    channel: Option<BootChannel>,
+    http: Vec<SocketAddrV4>,
+    problems: VecDeque<(i64, String)>,
+    pub(super) retry_at_ms: Option<u64>,
+    /// Sockets that booted agents dial, by interface.
+    listeners: Vec<(String, OwnedFd)>,
+}
+
+struct BootChannel {
+    channel: Channel<FromBoot, ToBoot>,
+    awaits_room: bool,
+}
+
+fn now() -> Now {
+    Now {
+        ms: now_ms(),
+        wall_s: wall_clock_s(),
+    }
+}
+
+impl Boot {
+    pub(super) fn new(machines: Machines) -> Boot {
+        Boot {
+            machines,
+            ..Boot::default()
+        }
+    }
+
+    pub(super) fn listeners(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.listeners.iter().map(|(_, socket)| socket)
+    }
+
+    fn problem(&mut self, text: String) {
+        log(&text);
+        if self.problems.back().is_some_and(|(_, last)| *last == text) {
+            self.problems.pop_back();
+        }
+        if self.problems.len() >= MAX_PROBLEMS {
+            self.problems.pop_front();
+        }
+        self.problems.push_back((wall_clock_s(), text));
+    }
+}
+
+impl Daemon {
+    /// Brings everything that machines need into the state that is wanted: addresses, sockets, the
+    /// service with its settings. What fails is told, and tried again.
+    pub(super) fn arrange_boot(&mut self) {
+        self.boot.retry_at_ms = None;
+        let wanted: Vec<Served> = self.boot.machines.served().cloned().collect();
+        let is_wanted = |name: &String| wanted.iter().any(|served| served.interface.name == *name);
+        for (_, socket) in self
+            .boot
+            .listeners
+            .extract_if(.., |(name, _)| !is_wanted(name))
+        {
+            let _ = self.poll.remove(&socket);
+        }
+        for served in &wanted {
+            if let Err(text) = self.arrange_interface(served) {
+                self.boot.problem(text);
+                self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
+            }
+        }
+        if wanted.is_empty() {
+            self.tell_boot(&ToBoot::End);
+            return;
+        }
+        if self.boot.channel.is_none()
+            && let Err(error) = self.connect_boot()
+        {
+            self.boot.problem(error.to_string());
+            self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
+            return;
+        }
+        let settings = self
+            .boot
+            .machines
+            .settings(&self.cluster, AGENT_PORT, HTTP_PORT);
+        self.tell_boot(&ToBoot::Settings(settings));
+    }
+
+    fn arrange_interface(&mut self, served: &Served) -> Result<(), String> {
+        let BootInterface {
+            name,
+            address,
+            prefix,
+            ..
+        } = &served.interface;
+        let has = interface::address(name)
+            .map_err(|errno| format!("{name}: {errno}: is the interface there? `ip link` shows"))?;
+        if has.map(|(has, _)| has) != Some(*address) {
+            if !served.sets_address {
+                return Err(format!(
+                    "{name} does not have the address {address} any more: give it back, or \
+                     `wiglaf boot enable --interface {name}` anew"
+                ));
+            }
+            interface::set_address(name, *address, *prefix)
+                .map_err(|errno| format!("{name} can't be given the address {address}: {errno}"))?;
+        }
+        if self.boot.listeners.iter().any(|(have, socket)| {
+            have == name && local_address(socket) == Some(SocketAddr::from((*address, AGENT_PORT)))
+        }) {
+            return Ok(());
+        }
+        let at = SocketAddr::from((*address, AGENT_PORT));
+        if self.config.listen == Some(at) {
+            return Ok(());
+        }
+        let socket = listen_on(name, at).map_err(|errno| {
+            format!(
+                "agents can't be listened for at {at}: {errno}: `ss -tlnp` shows who has the port"
+            )
+        })?;
+        self.poll
+            .add(&socket, CONNECTIONS, Interest::Read)
+            .map_err(|errno| errno.to_string())?;
+        self.boot.listeners.retain(|(have, _)| have != name);
+        self.boot.listeners.push((name.clone(), socket));
+        Ok(())
+    }
+
+    fn connect_boot(&mut self) -> Result<(), DaemonError> {
+        let path = self.layout.boot_socket();
+        let failed = |text: String| DaemonError::Boot(text);
+        let socket = match dial(&path) {
+            Some(socket) => socket,
+            None => {
+                self.start_boot()?;
+                let deadline = Instant::now() + START_WAIT;
+                loop {
+                    if let Some(socket) = dial(&path) {
+                        break socket;
+                    }
+                    if Instant::now() > deadline {
+                        let log = self.layout.log("boot");
+                        return Err(failed(format!("it does not answer; see {}", log.display())));
+                    }
+                    std::thread::sleep(START_POLL);
+                }
+            }
+        };
+        let channel = Channel::new(socket).map_err(|error| failed(error.to_string()))?;
+        self.poll.add(&channel, BOOT, Interest::Read)?;
+        self.boot.channel = Some(BootChannel {
+            channel,
+            awaits_room: false,
+        });
+        Ok(())
+    }
+
+    /// In a program of its own: it parses what anybody sends, and must hold nothing of the head's.
+    fn start_boot(&self) -> Result<(), DaemonError> {
+        let failed = |error: std::io::Error| DaemonError::Boot(error.to_string());
+        let images = self.layout.images();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&images)
+            .map_err(failed)?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.layout.log("boot"))
+            .map_err(failed)?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("wiglaf")
+            .args(["boot-service", "--socket"])
+            .arg(self.layout.boot_socket())
+            .arg("--images")
+            .arg(images)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(failed)?;
+        // It forks itself away, as the keeper does.
+        child.wait().map_err(failed)?;
+        Ok(())
+    }
+
+    pub(super) fn boot_ready(&mut self, ready: Ready) {
+        if ready.writable {
+            self.flush_boot();
+        }
+        if !ready.readable {
+            return;
+        }
+        let Some(boot) = &mut self.boot.channel else {
+            return;
+        };
+        let (_, ended) = is_over(boot.channel.receive());
+        loop {
+            let Some(boot) = &mut self.boot.channel else {
+                return;
+            };
+            match boot.channel.next_message() {
+                Ok(Some(message)) => self.hear_boot(message),
+                Ok(None) => break,
+                Err(error) => return self.boot_lost(&error),
+            }
+        }
+        if let Some(error) = ended {
+            self.boot_lost(&error);
+        }
+    }
+
+    fn boot_lost(&mut self, error: &LinkError) {
+        if let Some(boot) = self.boot.channel.take() {
+            let _ = self.poll.remove(&boot.channel);
+        }
+        self.boot.http.clear();
+        if self.boot.machines.served().next().is_some() && self.ending_at_ms.is_none() {
+            let log = self.layout.log("boot");
+            self.boot.problem(format!(
+                "the boot service has ended ({error}); it is started again; see {}",
+                log.display()
+            ));
+            self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
+        }
+    }
+
+    pub(super) fn tell_boot(&mut self, message: &ToBoot) {
+        let Some(boot) = &mut self.boot.channel else {
+            return;
+        };
+        if let Err(error) = boot.channel.queue(message, Vec::new()) {
+            return self.boot_lost(&error);
+        }
+        self.flush_boot();
+    }
+
+    fn flush_boot(&mut self) {
+        let Some(boot) = &mut self.boot.channel else {
+            return;
+        };
+        if let Err(error) = boot.channel.flush() {
+            return self.boot_lost(&error);
+        }
+        let wanted = boot.channel.wants_write();
+        await_room(
+            &self.poll,
+            &boot.channel,
+            BOOT,
+            &mut boot.awaits_room,
+            wanted,
+        );
+    }
+
+    fn hear_boot(&mut self, message: FromBoot) {
+        match message {
+            FromBoot::Seen(sighting) => self.machine_seen(&sighting),
+            FromBoot::Lines { mac, lines } => {
+                if let Ok(machine) = self.boot.machines.find(&mac.to_string()) {
+                    let name = machine.name.clone();
+                    self.log_lines(&name, &lines);
+                }
+            }
+            FromBoot::Problem { interface, text } => {
+                let text = match interface {
+                    Some(interface) => format!("{interface}: {text}"),
+                    None => text,
+                };
+                self.boot.problem(text);
+            }
+            FromBoot::Ready { http } => self.boot.http = http,
+        }
+    }
+
+    fn machine_seen(&mut self, sighting: &Sighting) {
+        match self.boot.machines.seen(now(), sighting) {
+            Seen::Noted => {}
+            Seen::Changed => self.arrange_boot(),
+            Seen::Adopt => {
+                if let Err(refusal) = self.adopt(sighting.mac, None) {
+                    self.boot.problem(refusal.message);
+                    return;
+                }
+                self.boot.machines.seen(now(), sighting);
+            }
+        }
+        let info = self.boot.machines.info(sighting.mac);
+        if let Some(name) = &info.name {
+            if sighting.stage <= Stage::Script {
+                let client = sighting.client.as_deref().unwrap_or("it");
+                let line = format!(
+                    "{client} on {}: {}",
+                    sighting.interface,
+                    sighting.stage.name()
+                );
+                self.log_lines(name, &[line]);
+            }
+            self.mark_booting(name);
+        }
+    }
+
+    /// The node's state in lists follows its machine's.
+    fn mark_booting(&mut self, name: &str) {
+        let is_booting = self.boot.machines.is_booting(name);
+        let id = self.reactor.nodes().by_name(name).map(|node| node.id);
+        if let Some(node) = id.and_then(|id| self.reactor.nodes_mut().get_mut(id)) {
+            node.is_booting = is_booting;
+        }
+    }
+
+    /// What a machine that boots says, with the time, for `wiglaf node log`.
+    fn log_lines(&self, name: &str, lines: &[String]) {
+        let path = self.node_log(name);
+        let append = || -> std::io::Result<()> {
+            if let Some(directory) = path.parent() {
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(directory)?;
+            }
+            if path
+                .metadata()
+                .is_ok_and(|about| about.len() > MAX_LOG_BYTES)
+            {
+                std::fs::rename(&path, path.with_extension("old"))?;
+            }
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&path)?;
+            let seconds = wall_clock_s();
+            let text: String = lines
+                .iter()
+                .map(|line| format!("{seconds} {line}\n"))
+                .collect();
+            file.write_all(text.as_bytes())
+        };
+        if let Err(error) = append() {
+            log(&format!("{}: {error}", path.display()));
+        }
+    }
+
+    fn node_log(&self, name: &str) -> PathBuf {
+        self.layout.state.join("nodes").join(format!("{name}.log"))
+    }
+
+    /// A request about machines.
+    pub(super) fn boot_request(&mut self, caller: &Caller, request: BootRequest) {
+        let is_question = matches!(request, BootRequest::Status | BootRequest::Machines);
+        let outcome = if is_question || self.reactor.is_admin(&caller.credential) {
+            self.try_boot_request(caller.client, request)
+        } else {
+            Err(Refusal::new(
+                "only root and the cluster's administrators may change how machines boot",
+                "use sudo, or ask an administrator",
+            ))
+        };
+        match outcome {
+            Ok(Some(reply)) => self.reply(caller.client, &reply, Vec::new()),
+            Ok(None) => {}
+            Err(refusal) => self.reply(caller.client, &refuse(refusal), Vec::new()),
+        }
+    }
+
+    fn try_boot_request(
+        &mut self,
+        client: ClientId,
+        request: BootRequest,
+    ) -> Result<Option<Reply>, Refusal> {
+        let reply = match request {
+            BootRequest::Status => Reply::Boot(self.boot_status()),
+            BootRequest::Machines => Reply::Machines(self.boot.machines.list()),
+            BootRequest::Enable {
+                interface,
+                sets_address,
+            } => {
+                let served = self.boot.machines.enable(interface, sets_address)?.clone();
+                self.store.put_interface(&served).map_err(stored)?;
+                self.keep_machines()?;
+                self.arrange_boot();
+                Reply::Boot(self.boot_status())
+            }
+            BootRequest::Disable { interface } => {
+                if !self.boot.machines.disable(&interface) {
+                    return Err(Refusal::new(
+                        format!("{interface} is not served"),
+                        "`wiglaf boot status` shows what is",
+                    ));
+                }
+                self.store.drop_interface(&interface).map_err(stored)?;
+                self.arrange_boot();
+                Reply::Boot(self.boot_status())
+            }
+            BootRequest::Adopt { mac, name } => {
+                self.adopt(mac, name)?;
+                Reply::Machines(vec![self.boot.machines.info(mac)])
+            }
+            BootRequest::AdoptAll { window_ms } => {
+                let window_ms = window_ms.min(MAX_WINDOW_MS);
+                let from = now();
+                let until = (window_ms > 0).then(|| Now {
+                    ms: from.ms + window_ms,
+                    wall_s: from.wall_s + i64::try_from(window_ms / 1000).unwrap_or(0),
+                });
+                self.boot.machines.adopt_all(until);
+                Reply::Boot(self.boot_status())
+            }
+            BootRequest::Approve { machine, code } => {
+                let machine = self.boot.machines.approve(&machine, &code)?.clone();
+                self.store.put_machine(&machine).map_err(stored)?;
+                Reply::Machines(vec![self.boot.machines.info(machine.mac)])
+            }
+            BootRequest::Forget { machine } => {
+                let machine = self.boot.machines.find(&machine)?.clone();
+                let node = self.reactor.nodes().by_name(&machine.name);
+                if node.is_some_and(|node| node.presence != Presence::Absent) {
+                    return Err(Refusal::new(
+                        format!("{} is connected, or has been until now", machine.name),
+                        format!("`wiglaf node poweroff {}` first", machine.name),
+                    ));
+                }
+                self.boot.machines.forget(&machine.name)?;
+                self.store.drop_machine(machine.mac).map_err(stored)?;
+                self.arrange_boot();
+                Reply::Done
+            }
+            BootRequest::UseImage { image, nodes } => {
+                self.use_image(&image, nodes.as_deref())?;
+                Reply::Done
+            }
+            BootRequest::Power { nodes, action } => {
+                self.power(&nodes, action)?;
+                Reply::Done
+            }
+            BootRequest::Wake { nodes } => {
+                self.wake(&nodes)?;
+                Reply::Done
+            }
+            BootRequest::Log { machine } => {
+                let name = self.boot.machines.find(&machine)?.name.clone();
+                let file = File::open(self.node_log(&name)).map_err(|_| {
+                    Refusal::new(
+                        format!("{name} has said nothing yet"),
+                        format!("`wiglaf node why {name}` tells how far it is"),
+                    )
+                })?;
+                self.reply(client, &Reply::NodeLog, vec![file.into()]);
+                return Ok(None);
+            }
+        };
+        Ok(Some(reply))
+    }
+
+    fn boot_status(&self) -> BootStatus {
+        let machines = &self.boot.machines;
+        BootStatus {
+            interfaces: machines
+                .served()
+                .map(|served| served.interface.clone())
+                .collect(),
+            is_serving: self.boot.channel.is_some(),
+            http: self.boot.http.clone(),
+            image: machines.image().map(String::from),
+            adopts_until_s: machines
+                .adopts_until()
+                .filter(|until| until.ms > now_ms())
+                .map(|until| until.wall_s),
+            problems: self.boot.problems.iter().cloned().collect(),
+        }
+    }
+
+    fn adopt(&mut self, mac: Mac, name: Option<String>) -> Result<(), Refusal> {
+        let name = name.unwrap_or_else(|| {
+            let machines = &self.boot.machines;
+            self.reactor
+                .nodes()
+                .free_name_but(|name| machines.find(name).is_ok())
+        });
+        if let Some(node) = self.reactor.nodes().by_name(&name)
+            && (node.is_virtual || node.presence != Presence::Absent)
+        {
+            return Err(Refusal::new(
+                format!("{name} is a node already that did not boot from the network"),
+                "leave --as out for the next free name",
+            ));
+        }
+        let machine = self.boot.machines.adopt(mac, &name)?.clone();
+        if !is_node_name(&name) {
+            return Err(Refusal::new(
+                format!("{name:?} can't be a node's name"),
+                "use letters and digits",
+            ));
+        }
+        self.store.put_machine(&machine).map_err(stored)?;
+        let node = self
+            .reactor
+            .nodes_mut()
+            .enrol(&name)
+            .map(|node| node.clone());
+        let node = node.map_err(|full| Refusal::new(full.to_string(), "forget some nodes"))?;
+        self.store.put_node(&node).map_err(stored)?;
+        self.mark_booting(&name);
+        self.arrange_boot();
+        Ok(())
+    }
+
+    fn keep_machines(&self) -> Result<(), Refusal> {
+        for machine in self.boot.machines.known() {
+            self.store.put_machine(machine).map_err(stored)?;
+        }
+        Ok(())
+    }
+
+    fn use_image(&mut self, image: &str, nodes: Option<&str>) -> Result<(), Refusal> {
+        let is_plain = !image.is_empty() && !image.starts_with('.') && !image.contains('/');
+        if !is_plain || !self.layout.images().join(image).join("kernel").is_file() {
+            return Err(Refusal::new(
+                format!("there is no image {image}"),
+                "`wiglaf image list` shows them; `wiglaf image build` makes one",
+            ));
+        }
+        let names = match nodes {
+            None => None,
+            Some(nodes) => {
+                let ids = resolve(self.reactor.nodes(), nodes)?;
+                Some(
+                    ids.into_iter()
+                        .map(|id| self.reactor.nodes().name(id))
+                        .collect::<Vec<_>>(),
+                )
+            }
+        };
+        let changed = self.boot.machines.use_image(image, names.as_deref());
+        if names.is_none() {
+            self.store.put_image(image).map_err(stored)?;
+        }
+        for machine in &changed {
+            self.store.put_machine(machine).map_err(stored)?;
+        }
+        self.arrange_boot();
+        Ok(())
+    }
+
+    fn power(&mut self, nodes: &str, action: PowerAction) -> Result<(), Refusal> {
+        let ids = resolve(self.reactor.nodes(), nodes)?;
+        for id in &ids {
+            let name = self.reactor.nodes().name(*id);
+            if self.boot.machines.find(&name).is_err() {
+                return Err(Refusal::new(
+                    format!("{name} did not boot from the network: its own system decides"),
+                    "`wiglaf nodes` shows which nodes there are",
+                ));
+            }
+            if !self.agents.contains_key(id) {
+                return Err(Refusal::new(
+                    format!("{name} is not connected"),
+                    format!(
+                        "`wiglaf node why {name}` tells how far it is, `wiglaf node wake {name}` switches it on"
+                    ),
+                ));
+            }
+        }
+        for id in ids {
+            self.tell_agent(id, &ToAgent::Power { action });
+        }
+        Ok(())
+    }
+
+    /// Wake-on-LAN: six bytes 0xff and the address sixteen times (AMD, Magic Packet Technology).
+    fn wake(&mut self, nodes: &str) -> Result<(), Refusal> {
+        let ids = resolve(self.reactor.nodes(), nodes)?;
+        for id in ids {
+            let name = self.reactor.nodes().name(id);
+            let mac = self.boot.machines.find(&name)?.mac;
+            let mut packet = vec![0xff; 6];
+            (0..16).for_each(|_| packet.extend_from_slice(&mac.0));
+            let seen = self.boot.machines.info(mac).interface;
+            let served = self.boot.machines.served().map(|served| &served.interface);
+            let wires: Vec<_> = served
+                .filter(|wire| seen.as_ref().is_none_or(|seen| *seen == wire.name))
+                .cloned()
+                .collect();
+            for wire in wires {
+                send_on(&wire, &packet).map_err(|error| {
+                    Refusal::new(
+                        format!("{name} can't be woken by {}: {error}", wire.name),
+                        "`ip link` shows whether the interface is up",
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A machine that booted from the network wants a certificate.
+    pub(super) fn join_booted(
+        &mut self,
+        version: u32,
+        mac: Mac,
+        key: &[u8],
+        from: Option<SocketAddr>,
+    ) -> ToAgent {
+        let refuse = |reason: String| ToAgent::Refused { reason };
+        if version != wiglaf_wire::PROTOCOL_VERSION {
+            return refuse(
+                "its image is of another version than the head: `wiglaf image build` on the head, \
+                 and boot again"
+                    .into(),
+            );
+        }
+        let Some(from) = from else {
+            return refuse("its address is not known".into());
+        };
+        // What runs there may live until the fence (P4); asked before the permit is used up.
+        let name = self.boot.machines.info(mac).name;
+        if let Some(node) = name.and_then(|name| self.reactor.nodes().by_name(&name))
+            && node.presence != Presence::Absent
+        {
+            return refuse(format!(
+                "the head still waits for the end of what ran on {} before; this takes up to {} s",
+                node.name,
+                self.reactor.policy().lease_ms.div_ceil(1000)
+            ));
+        }
+        let code = approval_code(&self.authority.fingerprint(), key, mac.0);
+        match self.boot.machines.may_join(now(), mac, from, &code) {
+            Verdict::Accept { name } => self.certify(&name, key),
+            Verdict::Await { code } => ToAgent::AwaitApproval { code },
+            Verdict::Refuse { reason } => {
+                log(&format!("{mac} at {from} may not join: {reason}"));
+                refuse(reason)
+            }
+        }
+    }
+
+    /// A node that booted from the network keeps the head's clock.
+    pub(super) fn tell_time(&mut self, node: wiglaf_wire::id::NodeId) {
+        let name = self.reactor.nodes().name(node);
+        if self.boot.machines.find(&name).is_err() {
+            return;
+        }
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let unix_ns = u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+            + u64::try_from(time.tv_nsec).unwrap_or(0);
+        self.tell_agent(node, &ToAgent::Time { unix_ns });
+    }
+
+    pub(super) fn machine_is_up(&mut self, node: wiglaf_wire::id::NodeId) {
+        let name = self.reactor.nodes().name(node);
+        if self.boot.machines.find(&name).is_ok() {
+            self.boot.machines.is_up(now(), &name);
+            self.mark_booting(&name);
+        }
+    }
+}
+
+fn stored(error: crate::store::StoreError) -> Refusal {
+    Refusal::new(error.to_string(), "is the disk full?")
+}
+
+fn dial(path: &std::path::Path) -> Option<OwnedFd> {
+    let address = SocketAddrUnix::new(path).ok()?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    rustix::net::connect(&socket, &address).ok()?;
+    Some(socket)
+}
+
+fn local_address(socket: impl AsFd) -> Option<SocketAddr> {
+    let address = rustix::net::getsockname(socket).ok()?;
+    SocketAddr::try_from(address).ok()
+}
+
+/// A socket for agents that takes nothing from any other interface (S2).
+fn listen_on(interface: &str, at: SocketAddr) -> Result<OwnedFd, rustix::io::Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    device::bind_to_device(&socket, interface)?;
+    rustix::net::bind(&socket, &at)?;
+    rustix::net::listen(&socket, 4096)?;
+    Ok(socket)
+}
+
+fn send_on(wire: &BootInterface, packet: &[u8]) -> std::io::Result<()> {
+    let socket = UdpSocket::bind((wire.address, 0))?;
+    device::bind_to_device(&socket, &wire.name)?;
+    socket.set_broadcast(true)?;
+    socket.send_to(packet, (Ipv4Addr::BROADCAST, WAKE_PORT))?;
+    Ok(())
+}

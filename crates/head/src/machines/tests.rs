@@ -1,0 +1,175 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const FROM_HEAD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+fn wire(name: &str, address: Ipv4Addr, service: AddressService) -> BootInterface {
+    BootInterface {
+        name: name.into(),
+        address,
+        prefix: 24,
+        service,
+        unknown: (address, address),
+        gateway: None,
+    }
+}
+
+fn machines() -> Machines {
+    let mut machines = Machines::default();
+    let interface = wire("eth1", FROM_HEAD, AddressService::Full);
+    machines.enable(interface, false).unwrap();
+    machines
+}
+
+fn mac(number: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, number])
+}
+
+fn at(ms: u64) -> Now {
+    Now {
+        ms,
+        wall_s: i64::try_from(ms / 1000).unwrap(),
+    }
+}
+
+fn sighting(mac: Mac, stage: Stage, address: Option<Ipv4Addr>) -> Sighting {
+    Sighting {
+        mac,
+        stage,
+        interface: "eth1".into(),
+        client: None,
+        address,
+    }
+}
+
+fn root_at(address: Ipv4Addr) -> SocketAddr {
+    SocketAddr::from((address, 1023))
+}
+
+#[test]
+fn a_machine_joins_once_its_code_was_compared_and_then_without() {
+    let mut machines = machines();
+    machines.seen(at(0), &sighting(mac(1), Stage::Asked, None));
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    machines.seen(at(10), &sighting(mac(1), Stage::Init, Some(own)));
+    let code = || Verdict::Await {
+        code: "1234-5678".into(),
+    };
+    let ask = |machines: &mut Machines, ms, code: &str| {
+        machines.may_join(at(ms), mac(1), root_at(own), code)
+    };
+    assert_eq!(ask(&mut machines, 20, "1234-5678"), code());
+    assert!(machines.approve("n1", "8765-4321").is_err());
+    assert!(machines.approve("n1", "12345678").unwrap().is_approved);
+    // Whoever else asks meanwhile has another key.
+    assert!(matches!(
+        ask(&mut machines, 30, "1111-1111"),
+        Verdict::Await { .. }
+    ));
+    let accepted = Verdict::Accept { name: "n1".into() };
+    assert_eq!(ask(&mut machines, 40, "1234-5678"), accepted);
+    machines.is_up(at(50), "n1");
+    assert!(!machines.is_booting("n1"));
+    assert!(matches!(
+        ask(&mut machines, 60, "1234-5678"),
+        Verdict::Refuse { .. }
+    ));
+    // The next boot has another key.
+    machines.seen(at(90), &sighting(mac(1), Stage::Asked, None));
+    assert!(machines.is_booting("n1"));
+    assert_eq!(ask(&mut machines, 100, "2222-2222"), accepted);
+}
+
+#[test]
+fn nobody_joins_for_another() {
+    let mut machines = machines();
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    let other = machines.adopt(mac(2), "n2").unwrap().address.unwrap();
+    let refused = |machines: &mut Machines, ms, mac, from: SocketAddr| {
+        matches!(
+            machines.may_join(at(ms), mac, from, "1"),
+            Verdict::Refuse { .. }
+        )
+    };
+    assert!(refused(&mut machines, 0, mac(1), root_at(own)), "not seen");
+    machines.seen(at(0), &sighting(mac(1), Stage::Init, Some(own)));
+    assert!(refused(&mut machines, 1, mac(1), root_at(other)));
+    let user = SocketAddr::from((own, 40_000));
+    assert!(refused(&mut machines, 1, mac(1), user));
+    assert!(refused(&mut machines, 1, mac(3), root_at(own)));
+    assert!(refused(&mut machines, PERMIT_MS + 1, mac(1), root_at(own)));
+}
+
+#[test]
+fn a_window_adopts_who_comes_while_it_is_open() {
+    let mut machines = machines();
+    let asked = |number| sighting(mac(number), Stage::Asked, None);
+    assert_eq!(machines.seen(at(0), &asked(1)), Seen::Noted);
+    machines.adopt_all(Some(at(100)));
+    assert_eq!(machines.seen(at(99), &asked(1)), Seen::Adopt);
+    assert_eq!(machines.seen(at(100), &asked(2)), Seen::Noted);
+}
+
+#[test]
+fn what_is_taken_or_senseless_is_refused_with_a_remedy() {
+    let mut machines = machines();
+    machines.adopt(mac(1), "n1").unwrap();
+    assert!(machines.adopt(mac(1), "n2").is_err());
+    assert!(machines.adopt(mac(2), "n1").is_err());
+    assert!(machines.adopt(Mac([1, 0, 0, 0, 0, 0]), "n2").is_err());
+    assert!(machines.adopt(mac(2), "n 2").is_err());
+    let near = wire("eth2", Ipv4Addr::new(10, 77, 0, 99), AddressService::Full);
+    assert!(machines.enable(near, false).is_err());
+    let other = wire("eth2", Ipv4Addr::new(10, 78, 0, 1), AddressService::Full);
+    machines.enable(other, false).unwrap();
+    assert!(machines.adopt(mac(2), "n2").is_err(), "which wire?");
+    machines.forget("n1").unwrap();
+    assert!(machines.forget("n1").is_err());
+}
+
+#[test]
+fn a_head_with_another_address_gives_the_machine_that_had_it_a_new_one() {
+    let mut machines = machines();
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    let moved = wire("eth1", own, AddressService::Full);
+    machines.enable(moved, false).unwrap();
+    let new = machines.find("n1").unwrap().address.unwrap();
+    assert_ne!(new, own);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn strangers_are_bounded_and_cost_the_adopted_nothing(floods in 1_u32..3000) {
+        let mut machines = machines();
+        let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+        machines.seen(at(0), &sighting(mac(1), Stage::Init, Some(own)));
+        for number in 0..floods {
+            let [a, b, c, d] = number.to_be_bytes();
+            let stranger = Mac([2, 1, a, b, c, d]);
+            machines.seen(at(u64::from(number)), &sighting(stranger, Stage::Asked, None));
+        }
+        prop_assert!(machines.list().len() <= MAX_STRANGERS + 1);
+        let list = machines.list();
+        prop_assert_eq!(list[0].name.as_deref(), Some("n1"));
+        let asks = machines.may_join(at(5), mac(1), root_at(own), "1");
+        let awaits = Verdict::Await { code: "1".into() };
+        prop_assert_eq!(asks, awaits);
+    }
+
+    #[test]
+    fn no_two_machines_have_one_address(names in proptest::collection::vec(0_u32..400, 1..80)) {
+        let mut machines = machines();
+        for (number, name) in names.iter().enumerate() {
+            let number = u8::try_from(number).unwrap();
+            let _ = machines.adopt(mac(number), &format!("n{name}"));
+        }
+        let mut addresses: Vec<_> = machines.known.values().filter_map(|m| m.address).collect();
+        let count = addresses.len();
+        addresses.sort();
+        addresses.dedup();
+        prop_assert_eq!(addresses.len(), count);
+        prop_assert!(!addresses.contains(&FROM_HEAD));
+    }
+}

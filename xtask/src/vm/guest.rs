@@ -1,0 +1,265 @@
+//! A guest: QEMU without acceleration, as one finds it everywhere.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::console::Console;
+use super::wire::Wire;
+
+const QEMU: &str = "qemu-system-x86_64";
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// OVMF's own names for its options (OvmfPkg/RUNBOOK, README).
+const NO_PXE: &str = "name=opt/org.tianocore/IPv4PXESupport,string=n";
+const NO_PXE6: &str = "name=opt/org.tianocore/IPv6PXESupport,string=n";
+/// A machine that was told to boot from nothing tries again so soon, in milliseconds.
+const BIOS_RETRY: &str = "reboot-timeout=2000";
+const POLL: Duration = Duration::from_millis(50);
+
+/// The least that a node needs.
+pub(super) const SMALL_MIB: u32 = 112;
+/// OVMF itself takes more than half of this.
+pub(super) const UEFI_MIB: u32 = 256;
+
+/// What a machine does when it is switched on.
+#[derive(Clone, Debug)]
+pub(super) enum Firmware {
+    /// SeaBIOS, and iPXE in the network card.
+    BiosIpxe,
+    /// SeaBIOS, and an iPXE that does as this script says: it can play older network cards.
+    BiosScript(String),
+    /// OVMF's own PXE.
+    UefiPxe,
+    /// OVMF's own HTTP boot.
+    UefiHttp,
+    /// SeaBIOS and a CD.
+    Cdrom(PathBuf),
+    /// No firmware to speak of.
+    Kernel {
+        kernel: PathBuf,
+        initramfs: PathBuf,
+        arguments: String,
+    },
+}
+
+/// A machine that could be switched on.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// Its console is kept under this name.
+    pub(super) name: String,
+    pub(super) mac: String,
+    pub(super) firmware: Firmware,
+    pub(super) memory_mib: u32,
+    /// It may start anew; else that ends it, so that a crash is not overlooked.
+    pub(super) reboots: bool,
+}
+
+impl Plan {
+    pub(super) fn new(name: &str, firmware: Firmware) -> Plan {
+        let memory_mib = match firmware {
+            Firmware::UefiPxe | Firmware::UefiHttp => UEFI_MIB,
+            _ => SMALL_MIB,
+        };
+        // The same for the same name, so that a failure comes again.
+        let hash = name.bytes().fold(0x9e37_u16, |hash, byte| {
+            hash.rotate_left(5) ^ u16::from(byte)
+        });
+        let [high, low] = hash.to_be_bytes();
+        Plan {
+            name: name.to_owned(),
+            mac: format!("52:54:00:77:{high:02x}:{low:02x}"),
+            firmware,
+            memory_mib,
+            reboots: false,
+        }
+    }
+
+    pub(super) fn memory(mut self, mib: u32) -> Plan {
+        self.memory_mib = mib;
+        self
+    }
+
+    pub(super) fn mac(mut self, mac: &str) -> Plan {
+        mac.clone_into(&mut self.mac);
+        self
+    }
+
+    pub(super) fn reboots(mut self) -> Plan {
+        self.reboots = true;
+        self
+    }
+}
+
+/// A machine that is switched on. Dropping it pulls the mains plug.
+pub(super) struct Guest<'a> {
+    pub(super) plan: Plan,
+    pub(super) console: Console,
+    pub(super) tap: String,
+    wire: &'a Wire,
+    child: RefCell<Child>,
+}
+
+impl<'a> Guest<'a> {
+    /// Switches it on. Its console goes into the folder of logs, what it writes into the other.
+    pub(super) fn start(wire: &'a Wire, plan: Plan, logs: &Path, dir: &Path) -> Result<Guest<'a>> {
+        let tap = wire.tap()?;
+        let path = logs.join(format!("{}.console", plan.name));
+        let console = File::create(&path).with_context(|| path.display().to_string())?;
+        let errors = File::create(logs.join(format!("{}.qemu", plan.name)))?;
+        let child = wire
+            .command(QEMU)
+            .args(words(&plan, &tap, dir)?)
+            .stdout(console)
+            .stderr(errors)
+            .stdin(Stdio::null())
+            .spawn()
+            .with_context(|| format!("can't run {QEMU}"))?;
+        Ok(Guest {
+            plan,
+            console: Console::new(&path),
+            tap,
+            wire,
+            child: RefCell::new(child),
+        })
+    }
+
+    /// Waits until its console shows this, and gives the line.
+    pub(super) fn wait_for(&self, wanted: &str, timeout: Duration) -> Result<String> {
+        self.console
+            .wait_for(wanted, timeout, &mut || self.is_running())
+            .with_context(|| format!("guest {}", self.plan.name))
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(self.child.borrow_mut().try_wait(), Ok(None))
+    }
+
+    /// Waits until it has switched itself off.
+    pub(super) fn wait_for_end(&self, timeout: Duration) -> Result<ExitStatus> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.borrow_mut().try_wait()? {
+                return Ok(status);
+            }
+            if started.elapsed() > timeout {
+                bail!(
+                    "guest {} is still on after {} s:{}",
+                    self.plan.name,
+                    timeout.as_secs(),
+                    self.console.tail()
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Pulls its network cable, or plugs it in again.
+    pub(super) fn plug(&self, plugged: bool) -> Result<()> {
+        self.wire.plug(&self.tap, plugged)
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let mut child = self.child.borrow_mut();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |more: &str| words.extend(more.split(' ').map(str::to_owned));
+    add("-accel tcg -display none -nodefaults -serial stdio");
+    add(&format!("-m {}", plan.memory_mib));
+    if !plan.reboots {
+        add("-no-reboot");
+    }
+    // Firmware names machines by it: DHCP's options 61 and 97.
+    let digits = plan.mac.replace(':', "");
+    add(&format!("-uuid 77696c61-6600-4000-8000-{digits}"));
+    add(&format!(
+        "-netdev tap,id=n0,ifname={tap},script=no,downscript=no"
+    ));
+    let mut card = format!("virtio-net-pci,netdev=n0,mac={}", plan.mac);
+    match &plan.firmware {
+        Firmware::BiosIpxe => {
+            card.push_str(",bootindex=1");
+            add(&format!("-machine graphics=off -boot {BIOS_RETRY}"));
+        }
+        Firmware::BiosScript(script) => {
+            card.push_str(",romfile=");
+            let path = dir.join(format!("{}.ipxe", plan.name));
+            fs::write(&path, format!("#!ipxe\n{script}\n"))?;
+            add("-machine graphics=off -kernel /usr/lib/ipxe/ipxe.lkrn -initrd");
+            add(&path.to_string_lossy());
+        }
+        Firmware::UefiPxe | Firmware::UefiHttp => {
+            // iPXE's option ROM would be asked before OVMF's own.
+            card.push_str(",romfile=,bootindex=1");
+            let variables = dir.join(format!("{}.vars", plan.name));
+            fs::copy(OVMF_VARIABLES, &variables).context(OVMF_VARIABLES)?;
+            add("-machine q35,graphics=off -device virtio-rng-pci");
+            add(&format!(
+                "-drive if=pflash,format=raw,readonly=on,file={OVMF_CODE}"
+            ));
+            add(&format!(
+                "-drive if=pflash,format=raw,file={}",
+                variables.display()
+            ));
+            if matches!(plan.firmware, Firmware::UefiHttp) {
+                add(&format!("-fw_cfg {NO_PXE} -fw_cfg {NO_PXE6}"));
+            }
+        }
+        Firmware::Cdrom(path) => {
+            card.push_str(",romfile=");
+            add("-machine graphics=off -boot d -cdrom");
+            add(&path.to_string_lossy());
+        }
+        Firmware::Kernel {
+            kernel,
+            initramfs,
+            arguments,
+        } => {
+            card.push_str(",romfile=");
+            add("-machine graphics=off -kernel");
+            add(&kernel.to_string_lossy());
+            add("-initrd");
+            add(&initramfs.to_string_lossy());
+            words.extend(["-append".to_owned(), arguments.clone()]);
+        }
+    }
+    words.extend(["-device".to_owned(), card]);
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_have_addresses_of_their_own() {
+        let one = Plan::new("n1", Firmware::BiosIpxe);
+        let other = Plan::new("n2", Firmware::BiosIpxe);
+        assert_ne!(one.mac, other.mac);
+        assert_eq!(one.mac, Plan::new("n1", Firmware::UefiPxe).mac);
+        assert_eq!(one.mac.len(), 17);
+    }
+
+    #[test]
+    fn a_crash_ends_a_guest_that_must_not_start_anew() -> Result<()> {
+        let plan = Plan::new("n1", Firmware::BiosIpxe);
+        let is_there = |plan: &Plan| -> Result<bool> {
+            let words = words(plan, "tap1", Path::new("/nowhere"))?;
+            Ok(words.iter().any(|word| word == "-no-reboot"))
+        };
+        assert!(is_there(&plan)?);
+        assert!(!is_there(&plan.reboots())?);
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! `cargo xtask vm-test`: real firmware and real kernels, in QEMU, boot from a head.
+//!
+//! `ground` gives us namespaces that end with us, `wire` a network in them, `guest` a machine and
+//! `console` what it shows; `dnsmasq` is somebody else's server. `stage` is what a scenario has,
+//! `head` our cluster on it; the scenarios themselves are in `scenarios`, and `guide` reads the
+//! commands of a guide.
+
+mod console;
+mod dnsmasq;
+mod ground;
+mod guest;
+mod guide;
+mod head;
+mod scenarios;
+mod stage;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::debs::Kernel;
+use crate::{bench, packages, run};
+use ground::Ground;
+use scenarios::{SCENARIOS, SMOKE, Scenario};
+use stage::Stage;
+
+/// What guests and their surroundings need from Debian.
+const PACKAGES: &[&str] = &[
+    "binutils",
+    "busybox-static",
+    "cpio",
+    "dnsmasq-base",
+    "gcc",
+    "iproute2",
+    "ipxe",
+    "ipxe-qemu",
+    "kmod",
+    "libc6-dev",
+    "make",
+    "nftables",
+    "ovmf",
+    "qemu-system-x86",
+    "seabios",
+    "util-linux",
+];
+/// A larger binary has symbols, which would cost a guest its memory.
+const LARGEST_BINARY: u64 = 16 << 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which scenarios; all if none is named
+    names: Vec<String>,
+    /// The short form that CI runs
+    #[arg(long, conflicts_with = "names")]
+    smoke: bool,
+    /// Say which scenarios there are
+    #[arg(long)]
+    list: bool,
+    /// Use this binary rather than build one
+    #[arg(long, value_name = "WIGLAF")]
+    binary: Option<PathBuf>,
+    /// We are on the ground, whose folder this is
+    #[arg(long, hide = true, value_name = "DIR")]
+    ground: Option<PathBuf>,
+}
+
+impl Args {
+    /// The short form, by the release binary.
+    pub(crate) fn smoke() -> Args {
+        Args {
+            names: Vec::new(),
+            smoke: true,
+            list: false,
+            binary: None,
+            ground: None,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.list {
+        for scenario in SCENARIOS {
+            println!("{:<12} {}", scenario.name, scenario.about);
+        }
+        return Ok(());
+    }
+    let chosen = choose(args)?;
+    if !cfg!(target_arch = "x86_64") {
+        println!("SKIPPED: the guests are x86_64 machines, and this is none");
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: guests in namespaces need root");
+        return Ok(());
+    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies in no workspace")?;
+    let target = workspace.join("target");
+    if let Some(dir) = &args.ground {
+        let binary = args.binary.as_deref().context("no binary is named")?;
+        let kernel = Kernel::fetch(&target)?;
+        return play(
+            &Ground::arrive(dir)?,
+            &chosen,
+            &target.join("vm"),
+            &kernel,
+            binary,
+            workspace,
+        );
+    }
+    packages::install(PACKAGES)?;
+    Kernel::fetch(&target)?;
+    let binary = match &args.binary {
+        Some(path) => path.canonicalize().context("--binary")?,
+        None => bench::ground::build_wiglaf()?,
+    };
+    let binary = without_symbols(&binary, &target.join("vm"))?;
+    let mut words = vec!["vm-test".to_owned()];
+    words.extend(chosen.iter().map(|scenario| scenario.name.to_owned()));
+    words.extend(["--binary".to_owned(), binary.to_string_lossy().into_owned()]);
+    words.push("--ground".to_owned());
+    let status = ground::enter(&words)?;
+    if !status.success() {
+        bail!("not all scenarios went well");
+    }
+    Ok(())
+}
+
+fn choose(args: &Args) -> Result<Vec<&'static Scenario>> {
+    let named = |name: &str| {
+        SCENARIOS
+            .iter()
+            .find(|scenario| scenario.name == name)
+            .with_context(|| format!("there is no scenario {name}; --list shows them"))
+    };
+    if args.smoke {
+        return SMOKE.iter().map(|name| named(name)).collect();
+    }
+    if args.names.is_empty() {
+        return Ok(SCENARIOS.iter().collect());
+    }
+    args.names.iter().map(|name| named(name)).collect()
+}
+
+fn play(
+    ground: &Ground,
+    chosen: &[&Scenario],
+    logs: &Path,
+    kernel: &Kernel,
+    binary: &Path,
+    workspace: &Path,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for scenario in chosen {
+        println!("\n--- {}: {}", scenario.name, scenario.about);
+        let started = Instant::now();
+        let stage = Stage::set(ground, scenario.name, logs, kernel, binary, workspace)?;
+        let result = (scenario.play)(&stage);
+        ground.kill_strays();
+        let took = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("--- {}: ok after {took:.1} s", scenario.name),
+            Err(error) => {
+                stage.show_logs();
+                println!("--- {}: FAILED after {took:.1} s: {error:#}", scenario.name);
+                failed.push(scenario.name);
+            }
+        }
+    }
+    let passed = chosen.len() - failed.len();
+    println!("\n{passed} passed, {} failed", failed.len());
+    if !failed.is_empty() {
+        bail!("these failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// A debugging build is fit to be a node's /init only without its symbols.
+fn without_symbols(binary: &Path, dir: &Path) -> Result<PathBuf> {
+    if binary.metadata().context("the binary")?.len() <= LARGEST_BINARY {
+        return Ok(binary.to_owned());
+    }
+    std::fs::create_dir_all(dir)?;
+    let stripped = dir.join("wiglaf");
+    run::check(
+        Command::new("strip")
+            .arg("-o")
+            .args([&stripped, &binary.to_owned()]),
+    )?;
+    Ok(stripped)
+}
