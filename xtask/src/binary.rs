@@ -1,8 +1,10 @@
 //! The released binary stands alone (docs/adr/0001-static-gnu.md).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+use crate::run;
 
 const PT_INTERP: u32 = 3;
 /// Where a 64-bit little-endian ELF header keeps what we read (elf(5)).
@@ -43,6 +45,24 @@ fn has_interpreter(elf: &[u8]) -> Option<bool> {
 
 fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
+}
+
+/// Builds the program as users get it, and says where it is.
+/// The target's folder bears the host's name, as .cargo/config.toml names the target.
+pub(crate) fn build() -> Result<PathBuf> {
+    let mut command = run::cargo();
+    command.args(["build", "--release", "--locked", "--package", "wiglaf"]);
+    run::check(&mut command)?;
+    command.args(["--quiet", "--message-format", "json"]);
+    let messages = run::output(&mut command)?;
+    let executable = cargo_metadata::Message::parse_stream(messages.as_bytes())
+        .filter_map(|message| match message {
+            Ok(cargo_metadata::Message::CompilerArtifact(artifact)) => artifact.executable,
+            _ => None,
+        })
+        .last()
+        .context("cargo named no executable of the package `wiglaf`")?;
+    Ok(executable.into_std_path_buf())
 }
 
 #[cfg(test)]

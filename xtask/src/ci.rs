@@ -68,20 +68,7 @@ fn check_dependencies(metadata: &Metadata) -> Result<()> {
 }
 
 fn release_build() -> Result<()> {
-    let mut command = run::cargo();
-    command.args(["build", "--release", "--locked", "--package", "wiglaf"]);
-    run::check(&mut command)?;
-    // The target's folder bears the host's name, as .cargo/config.toml names the target.
-    command.args(["--quiet", "--message-format", "json"]);
-    let messages = run::output(&mut command)?;
-    let executable = cargo_metadata::Message::parse_stream(messages.as_bytes())
-        .filter_map(|message| match message {
-            Ok(cargo_metadata::Message::CompilerArtifact(artifact)) => artifact.executable,
-            _ => None,
-        })
-        .last()
-        .context("cargo named no executable of the package `wiglaf`")?;
-    binary::check_static(executable.as_std_path())
+    binary::check_static(&binary::build()?)
 }
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
 //! Debian packages that are unpacked below `target/debs`, and never installed: a kernel for the
-//! guests must not become the one that this machine starts.
+//! guests must not become the one that this machine starts, nor one package drive out another.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,13 @@ impl Kernel {
         let unpacked = target.join("debs").join(CLOUD_KERNEL);
         if !unpacked.exists() {
             packages::install(TOOLS)?;
-            unpack_newest(CLOUD_KERNEL, &unpacked)
+            depends_on(CLOUD_KERNEL)
+                .or_else(|_| {
+                    // A machine whose lists are missing.
+                    packages::update()?;
+                    depends_on(CLOUD_KERNEL)
+                })
+                .and_then(|name| unpack(&name, &unpacked, make_module_lists))
                 .with_context(|| format!("can't fetch {CLOUD_KERNEL}"))?;
         }
         Kernel::in_tree(&unpacked).with_context(|| {
@@ -62,33 +68,37 @@ fn version_in(tree: &Path) -> Result<String> {
     Ok(entry.file_name().to_string_lossy().into_owned())
 }
 
-/// Unpacks what a package that has only a dependency depends on.
-fn unpack_newest(meta: &str, wanted: &Path) -> Result<()> {
-    let name = match depends_on(meta) {
-        Ok(name) => name,
-        // A machine whose lists are missing.
-        Err(_) => {
-            packages::update()?;
-            depends_on(meta)?
-        }
-    };
+/// The files of a package, fetched if they are not there.
+pub(crate) fn fetch(target: &Path, name: &str) -> Result<PathBuf> {
+    let unpacked = target.join("debs").join(name);
+    if !unpacked.exists() {
+        unpack(name, &unpacked, |_| Ok(())).with_context(|| format!("can't fetch {name}"))?;
+    }
+    Ok(unpacked)
+}
+
+/// Unpacks a package, finishes its tree, and only then gives that its name.
+fn unpack(name: &str, wanted: &Path, finish: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let fresh = wanted.with_extension(format!("{}.new", std::process::id()));
-    let result = unpack(&name, &fresh).and_then(|()| {
-        fs::rename(fresh.join("tree"), wanted)
-            .with_context(|| format!("can't make {}", wanted.display()))
+    let result = download(name, &fresh).and_then(|package| {
+        let tree = fresh.join("tree");
+        run::check(Command::new("dpkg-deb").arg("-x").args([&package, &tree]))?;
+        finish(&tree)?;
+        fs::rename(&tree, wanted).with_context(|| format!("can't make {}", wanted.display()))
     });
     let _ = fs::remove_dir_all(&fresh);
     result
 }
 
-fn unpack(name: &str, fresh: &Path) -> Result<()> {
-    fs::create_dir_all(fresh).with_context(|| format!("can't make {}", fresh.display()))?;
+/// Puts the package itself into a folder.
+fn download(name: &str, to: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
     let download = || {
         // Our folder may be closed to apt's own user.
         let mut command = Command::new("apt-get");
         command
             .args(["-q", "-o", "APT::Sandbox::User=root", "download", name])
-            .current_dir(fresh);
+            .current_dir(to);
         run::check(&mut command)
     };
     if download().is_err() {
@@ -96,19 +106,19 @@ fn unpack(name: &str, fresh: &Path) -> Result<()> {
         packages::update()?;
         download()?;
     }
-    let package = fs::read_dir(fresh)?
+    fs::read_dir(to)?
         .flatten()
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|end| end == "deb"))
-        .context("apt-get has fetched no .deb file")?;
-    let tree = fresh.join("tree");
-    run::check(Command::new("dpkg-deb").arg("-x").args([&package, &tree]))?;
-    let version = version_in(&tree)?;
+        .context("apt-get has fetched no .deb file")
+}
+
+/// `modules.dep` and the like, which are made where a kernel is installed.
+fn make_module_lists(tree: &Path) -> Result<()> {
     run::check(
         Command::new("depmod")
             .arg("-b")
-            .arg(&tree)
-            .arg(&version)
+            .args([tree, Path::new(&version_in(tree)?)])
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
     )
 }

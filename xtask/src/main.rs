@@ -10,6 +10,7 @@ mod bench;
 mod binary;
 mod ci;
 mod debs;
+mod dist;
 mod inputs;
 mod packages;
 mod recording;
@@ -38,6 +39,8 @@ enum Task {
     Compare(inputs::compare::Args),
     /// Boot guests in QEMU from a head: `cargo xtask vm-test [NAMES]`
     VmTest(vm::Args),
+    /// Make what a user installs: a tarball and a .deb, in target/dist
+    Dist(dist::Args),
     /// Play the README's session at a terminal and write docs/recordings/make.svg
     Recording,
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Some(Task::Inputs(args)) => inputs::run(&args),
         Some(Task::Compare(args)) => inputs::compare::run(&args),
         Some(Task::VmTest(args)) => vm::run(&args),
+        Some(Task::Dist(args)) => dist::run(&args),
         Some(Task::Recording) => recording::run(),
     };
     match result {

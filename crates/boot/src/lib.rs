@@ -3,3 +3,10 @@
 //!
 //! `dhcp`, `tftp`, `http` and `router` are pure: packets in, packets out. `service` is the process
 //! around them.
+
+pub mod dhcp;
+pub mod http;
+pub mod router;
+pub mod script;
+pub mod service;
+pub mod tftp;

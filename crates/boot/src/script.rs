@@ -12,9 +12,10 @@ use wiglaf_wire::boot::{BootMachine, Mac};
 const RETRY_S: u32 = 2;
 /// Between two questions of a machine that nobody knows.
 const ASK_AGAIN_S: u32 = 5;
-/// iPXE does not renew its address. So a machine that nobody knows gets a new one after this many
-/// questions, before the lease (120 s) is over.
-const QUESTIONS_PER_ADDRESS: u32 = 12;
+/// iPXE does not renew its address, so the service renews it for a machine that nobody knows when
+/// it asks. After this many questions it asks for an address all the same: the wire may have
+/// others now.
+const QUESTIONS_PER_ADDRESS: u32 = 120;
 
 /// Boots a machine that somebody has adopted. `None`: its image's name can't stand in a URL.
 pub fn boot(from: SocketAddrV4, machine: &BootMachine) -> Option<String> {
@@ -185,7 +186,7 @@ chain --replace http://10.9.0.1:8069/script/52:54:00:12:34:56 || goto again
             "#!ipxe\n:again\nsleep 5\n\
              chain --replace http://10.9.0.1:8069/script/52:54:00:12:34:56?asked=2 || goto again\n"
         );
-        assert!(unknown(HEAD, mac, 11).contains("\ndhcp ||"));
+        assert!(unknown(HEAD, mac, 119).contains("\ndhcp ||"));
         unknown(HEAD, mac, u32::MAX);
         for script in [first, later] {
             assert!(!script.contains("kernel") && !script.contains("boot"));

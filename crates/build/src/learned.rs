@@ -19,7 +19,9 @@ const KIND_PART: u64 = 8;
 const LINE_PART: u64 = 2;
 /// What takes longer on a node than its work so many times, and this, waits there.
 const WAIT_FACTOR: u64 = 4;
-const WAIT_US: u64 = 250_000;
+const WAIT_US: u64 = 500_000;
+/// What was seen on nodes loses this part of its weight each time that it runs here.
+const FORGOTTEN_PART: u64 = 4;
 /// At the beginning of the bytes; another layout gets another number.
 const FORMAT: &[u8; 8] = b"wiglafB2";
 
@@ -203,8 +205,11 @@ impl Entry {
             toward(self.wall_us, taken.wall_us, part).max(1)
         };
         self.cpu_us = joined(self.cpu_us, taken.cpu_us, part);
-        let node_us = taken.cpu_us.map(|_| taken.wall_us);
-        self.node_us = joined(self.node_us, node_us, part);
+        self.node_us = match taken.cpu_us {
+            Some(_) => joined(self.node_us, Some(taken.wall_us), part),
+            // A node that had to fetch the program first is not to speak for all time.
+            None => self.node_us.map(|took| toward(took, 0, FORGOTTEN_PART)),
+        };
         // Too little memory hurts more than too much.
         self.rss_kib = match (self.rss_kib, taken.rss_kib) {
             (Some(old), Some(new)) if new < old => Some(toward(old, new, part)),
@@ -316,6 +321,28 @@ mod tests {
         );
         let found = learned.estimate(&keys(1)).expect("known");
         assert_eq!((found.wall_us, found.work_us()), (1500, 750));
+    }
+
+    #[test]
+    fn what_waited_on_a_node_is_tried_there_again_one_day() {
+        let mut learned = Learned::default();
+        let mut waits = |wall_us: u64, cpu_us: Option<u64>| {
+            let taken = Taken {
+                wall_us,
+                cpu_us,
+                ..Taken::default()
+            };
+            learned.learn(&keys(1), taken);
+            let found = learned.estimate(&keys(1));
+            found.is_some_and(|found| found.waits_on_nodes())
+        };
+        assert!(waits(2_000_000, Some(50_000)));
+        assert!(waits(60_000, None), "it is not known to be better now");
+        let again = (0..20).position(|_| !waits(60_000, None));
+        assert_eq!(again, Some(2));
+        // Where it goes well once, it stays.
+        assert!(!waits(100_000, Some(50_000)));
+        assert!(!waits(100_000, Some(50_000)));
     }
 
     #[test]

@@ -29,6 +29,7 @@ Examples:
   wiglaf make -j                     an unmodified build, its lines on all nodes
   wiglaf ps                          the processes on all nodes; `wiglaf kill PID` signals one
   wiglaf nodes                       the nodes and their states
+  wiglaf boot enable --interface eth1  machines that start from the network join
   wiglaf doctor                      whether this machine can be a head, and what to do about it";
 
 /// Turns a pile of Linux machines into one computer: commands run on any node as if they ran here.
@@ -55,10 +56,13 @@ enum Command {
     Cp(commands::cp::Args),
     Nodes(commands::nodes::Args),
     Node(commands::node::Args),
+    Boot(commands::boot::Args),
     View(commands::view::Args),
     Doctor(commands::doctor::Args),
     Init(commands::init::Args),
     Head(commands::head::Args),
+    #[command(hide = true)]
+    BootService(commands::boot_service::Args),
     #[command(hide = true)]
     Keeper(commands::keeper::Args),
     #[command(hide = true)]
@@ -71,6 +75,10 @@ fn main() -> ExitCode {
         .first()
         .map(std::path::Path::new)
         .and_then(std::path::Path::file_name);
+    // Only the kernel starts a program as process 1 by this name: a container may start `wiglaf`.
+    if std::process::id() == 1 && name.is_some_and(|name| name == "init") {
+        wiglaf_node::init::run();
+    }
     if let Some(result) = name.and_then(|name| bproc::run(&name.to_string_lossy(), &words)) {
         return end(result);
     }
@@ -90,10 +98,12 @@ fn main() -> ExitCode {
         Command::Cp(args) => commands::cp::run(&args),
         Command::Nodes(args) => commands::nodes::run(&args),
         Command::Node(args) => commands::node::run(args),
+        Command::Boot(args) => commands::boot::run(args),
         Command::View(args) => commands::view::run(args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Init(args) => commands::init::run(&args),
         Command::Head(args) => commands::head::run(&args),
+        Command::BootService(args) => commands::boot_service::run(args),
         Command::Keeper(args) => commands::keeper::run(&args),
         Command::Rack(args) => commands::rack::run(&args),
     };

@@ -88,6 +88,22 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// Seconds since the Epoch.
+pub(crate) fn unix_now() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec
+}
+
+/// How long ago a moment is, in seconds since the Epoch.
+pub(crate) fn ago(at_s: i64) -> String {
+    match unix_now().saturating_sub(at_s) {
+        ..=0 => "now".to_owned(),
+        seconds @ 1..120 => format!("{seconds} s ago"),
+        seconds @ 120..7_200 => format!("{} min ago", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{} h ago", seconds / 3_600),
+        seconds => format!("{} days ago", seconds / 86_400),
+    }
+}
+
 /// The user's name, or the number when the passwd file does not have it.
 pub(crate) fn user(uid: u32) -> String {
     name_of(uid, "/etc/passwd")

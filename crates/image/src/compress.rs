@@ -23,6 +23,17 @@ pub enum Compression {
     None,
 }
 
+impl Compression {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compression::Xz => "xz",
+            Compression::Zstd => "zstd",
+            Compression::None => "none",
+        }
+    }
+}
+
 /// What the kernel's own decoder for xz can undo. It knows no check but CRC32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -42,9 +53,7 @@ impl<W: Write> Encoder<W> {
     pub(crate) fn new(method: Compression, code: Code, out: W) -> io::Result<Encoder<W>> {
         Ok(match method {
             Compression::None => Encoder::None(out),
-            Compression::Zstd => {
-                Encoder::Zstd(zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?)
-            }
+            Compression::Zstd => Encoder::Zstd(zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?),
             Compression::Xz => {
                 let mut options = LzmaOptions::new_preset(XZ_LEVEL | PRESET_EXTREME)?;
                 options.dict_size(XZ_WINDOW);

@@ -346,4 +346,4 @@ fn is_merged(name: &[u8]) -> bool {
 
 #[cfg(test)]
 #[path = "cpio/tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -40,6 +40,21 @@ pub(crate) fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
+/// For what it is, by the first bytes alone.
+pub(crate) fn machine(head: &[u8]) -> Option<Machine> {
+    let is_64 = match head.get(4)? {
+        1 => false,
+        2 => true,
+        _ => return None,
+    };
+    let number = head.get(18..20).filter(|_| is_elf(head))?.try_into().ok()?;
+    let number = match head[5] {
+        1 => u16::from_le_bytes(number),
+        _ => u16::from_be_bytes(number),
+    };
+    Some(Machine { number, is_64 })
+}
+
 /// Reads a program or library; none, if it is neither.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Object> {
     match bytes.get(4)? {
@@ -74,7 +89,9 @@ fn parse_as<Elf: FileHeader<Endian = object::Endianness>>(
         }
     }
     let entries = || {
-        let all = entries.iter().map(|entry| (entry.tag(endian), entry.val(endian)));
+        let all = entries
+            .iter()
+            .map(|entry| (entry.tag(endian), entry.val(endian)));
         all.take_while(|(tag, _)| *tag != elf::DT_NULL)
     };
     let strings = entries().find(|(tag, _)| *tag == elf::DT_STRTAB);
@@ -131,7 +148,9 @@ pub(crate) fn without_sections(bytes: &[u8]) -> Option<Vec<u8>> {
     let endian = header.endian().ok()?;
     let segments = header.program_headers(endian, bytes).ok()?;
     let headers = usize::from(header.e_phentsize(endian)) * segments.len();
-    let headers_end = usize::try_from(header.e_phoff(endian)).ok()?.checked_add(headers)?;
+    let headers_end = usize::try_from(header.e_phoff(endian))
+        .ok()?
+        .checked_add(headers)?;
     let mut end = headers_end.max(SECTIONS_COUNT_AND_NAMES.end);
     for segment in segments {
         let (offset, size) = segment.file_range(endian);
@@ -182,6 +201,9 @@ mod tests {
         assert!(String::from_utf8_lossy(&listed.stdout).contains("without_its_sections"));
     }
 
+    static START: std::sync::LazyLock<Vec<u8>> =
+        std::sync::LazyLock::new(|| own()[..4096].to_vec());
+
     proptest! {
         #[test]
         fn no_bytes_are_too_strange(mut noise in proptest::collection::vec(any::<u8>(), 0..400), at in 0usize..400, class in 0u8..4) {
@@ -194,7 +216,7 @@ mod tests {
             parse(&noise);
             section(&noise, b".modinfo");
             without_sections(&noise);
-            let mut bytes = own()[..4096].to_vec();
+            let mut bytes = START.clone();
             bytes[at.min(300)] ^= noise.last().copied().unwrap_or(1);
             parse(&bytes);
             section(&bytes, b".modinfo");

@@ -94,7 +94,10 @@ fn others(installed: &[String]) -> String {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    let names: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    let names: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     names.join(" nor ")
 }
 
@@ -165,7 +168,10 @@ fn installed(root: &Path, version: &str) -> Result<(String, PathBuf), KernelErro
             return Ok((version.to_owned(), path));
         }
     }
-    let entries = fs::read_dir(root.join("boot")).into_iter().flatten().flatten();
+    let entries = fs::read_dir(root.join("boot"))
+        .into_iter()
+        .flatten()
+        .flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let mut installed: Vec<_> = names
         .filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned))
@@ -291,8 +297,11 @@ mod tests {
     fn a_kernel_is_found_by_version_and_by_path() {
         let root = machine(&["6.1.0-50-amd64", "6.12.3"]);
         let config = root.path().join("boot/config-6.12.3");
-        fs::write(config, "CONFIG_RD_XZ=y\nCONFIG_RD_XZ_NOT=m\n# CONFIG_RD_ZSTD is not set\n")
-            .unwrap();
+        fs::write(
+            config,
+            "CONFIG_RD_XZ=y\nCONFIG_RD_XZ_NOT=m\n# CONFIG_RD_ZSTD is not set\n",
+        )
+        .unwrap();
         let kernel = Kernel::find_below(root.path(), &choice("6.12.3")).unwrap();
         assert_eq!(kernel.modules, root.path().join("lib/modules/6.12.3"));
         assert_eq!(kernel.has("CONFIG_RD_XZ"), Some(true));
@@ -315,7 +324,10 @@ mod tests {
             missing.to_string(),
             "there is no kernel 6.13.1 in /boot; there are: 6.1.0-50-amd64, 6.12.3"
         );
-        assert_eq!(missing.hint().unwrap(), "name another one: `--kernel 6.12.3`");
+        assert_eq!(
+            missing.hint().unwrap(),
+            "name another one: `--kernel 6.12.3`"
+        );
         assert!(matches!(find("5.10.0-9"), KernelError::TooOld(_)));
 
         fs::remove_dir_all(root.path().join("lib/modules/6.12.3")).unwrap();
@@ -324,7 +336,12 @@ mod tests {
 
         let empty = machine(&[]);
         let error = Kernel::find_below(empty.path(), &choice("6.1.0")).unwrap_err();
-        assert!(error.hint().unwrap().contains("apt install linux-image-amd64"));
+        assert!(
+            error
+                .hint()
+                .unwrap()
+                .contains("apt install linux-image-amd64")
+        );
 
         let text = root.path().join("boot/notes-6.1");
         fs::write(&text, "not a kernel").unwrap();

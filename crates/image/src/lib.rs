@@ -15,6 +15,9 @@ mod recipe;
 mod store;
 
 pub use compress::Compression;
+pub use firmware::FirmwareError;
+pub use include::IncludeError;
 pub use kernel::{KernelChoice, KernelError};
+pub use modules::ModuleError;
 pub use recipe::{BuildError, Built, Recipe};
 pub use store::{File, Images, Manifest, Module, StoreError};

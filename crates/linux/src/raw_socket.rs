@@ -113,8 +113,8 @@ fn packet_socket() -> Result<OwnedFd, Errno> {
 
 fn link_address(index: u32, to: [u8; 6]) -> Result<libc::sockaddr_ll, Errno> {
     let mut address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET.cast_unsigned() as u16,
-        sll_protocol: (libc::ETH_P_IP as u16).to_be(),
+        sll_family: short(libc::AF_PACKET)?,
+        sll_protocol: short(libc::ETH_P_IP)?.to_be(),
         sll_ifindex: i32::try_from(index).map_err(|_| Errno::INVAL)?,
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -125,29 +125,31 @@ fn link_address(index: u32, to: [u8; 6]) -> Result<libc::sockaddr_ll, Errno> {
     Ok(address)
 }
 
+fn short(number: impl TryInto<u16>) -> Result<u16, Errno> {
+    number.try_into().map_err(|_| Errno::INVAL)
+}
+
 /// A classic BPF program over the IPv4 header, so that a busy wire does not fill the socket.
 fn only_udp_to(socket: BorrowedFd<'_>, port: u16) -> Result<(), Errno> {
-    let op = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
+    let op = |code: u32, jt, jf, k| {
+        let code = short(code)?;
+        Ok::<_, Errno>(libc::sock_filter { code, jt, jf, k })
     };
     let byte = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
     let half = libc::BPF_LD | libc::BPF_H | libc::BPF_IND;
     let header = libc::BPF_LDX | libc::BPF_B | libc::BPF_MSH;
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let program = [
-        op(byte, 0, 0, 9),
-        op(equal, 0, 4, libc::IPPROTO_UDP.cast_unsigned()),
-        op(header, 0, 0, 0),
-        op(half, 0, 0, 2),
-        op(equal, 0, 1, port.into()),
-        op(libc::BPF_RET, 0, 0, u32::from(u16::MAX)),
-        op(libc::BPF_RET, 0, 0, 0),
+        op(byte, 0, 0, 9)?,
+        op(equal, 0, 4, libc::IPPROTO_UDP.cast_unsigned())?,
+        op(header, 0, 0, 0)?,
+        op(half, 0, 0, 2)?,
+        op(equal, 0, 1, port.into())?,
+        op(libc::BPF_RET, 0, 0, u32::from(u16::MAX))?,
+        op(libc::BPF_RET, 0, 0, 0)?,
     ];
     let block = libc::sock_fprog {
-        len: program.len() as u16,
+        len: short(program.len())?,
         filter: program.as_ptr().cast_mut(),
     };
     let args = [

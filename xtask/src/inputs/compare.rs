@@ -174,7 +174,7 @@ impl Cluster {
     fn start(args: &Args) -> Result<Cluster> {
         let binary = match &args.binary {
             Some(path) => path.canonicalize().context("--binary")?,
-            None => crate::bench::ground::build_wiglaf()?,
+            None => crate::binary::build()?,
         };
         let sweeper = Sweeper::start()?;
         // Short, as sockets are in it.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::bench::ground::{self, sweeper::Sweeper};
+use crate::bench::ground::sweeper::Sweeper;
 use terminal::Terminal;
 
 /// What is typed, and how long the reader has for what comes of it.
@@ -32,7 +32,7 @@ const TITLE: &str = "A ray tracer is built over four virtual nodes with wiglaf m
 const LARGEST: usize = 100_000;
 
 pub(crate) fn run() -> Result<()> {
-    let binary = ground::build_wiglaf()?;
+    let binary = crate::binary::build()?;
     let project = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask lies in no workspace")?;

@@ -1,6 +1,8 @@
-//! What a guest shows on its serial line.
+//! What a guest shows: on its serial line, or on its screen.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,23 +14,56 @@ const SHOWN_LINES: usize = 12;
 /// A guest that shows one of these shows nothing else.
 const FATAL: &[&str] = &["Kernel panic - not syncing", "No bootable device."];
 
+/// A VGA's memory in text mode: 80 columns, with the rows that have scrolled away.
+const SCREEN: (u64, usize) = (0xb_8000, 0x8000);
+const COLUMNS: usize = 80;
+/// QEMU's monitor is ready for the next command.
+const PROMPT: &[u8] = b"(qemu) ";
+const MONITOR: Duration = Duration::from_secs(10);
+
 pub(super) struct Console {
+    /// Where it is kept.
     path: PathBuf,
+    screen: Option<Screen>,
     /// What was shown before is past.
     mark: Cell<usize>,
 }
 
+/// A screen is looked at through QEMU's monitor.
+struct Screen {
+    socket: PathBuf,
+    monitor: RefCell<Option<UnixStream>>,
+    seen: RefCell<String>,
+}
+
 impl Console {
-    pub(super) fn new(path: &Path) -> Console {
+    /// A serial line that goes into this file.
+    pub(super) fn serial(path: &Path) -> Console {
         Console {
             path: path.to_owned(),
+            screen: None,
             mark: Cell::new(0),
         }
     }
 
-    /// All that was shown, without what is only for a terminal.
+    /// A screen of a guest whose monitor is this socket; what it showed last is in the file.
+    pub(super) fn screen(socket: &Path, path: &Path) -> Console {
+        Console {
+            screen: Some(Screen {
+                socket: socket.to_owned(),
+                monitor: RefCell::new(None),
+                seen: RefCell::new(String::new()),
+            }),
+            ..Console::serial(path)
+        }
+    }
+
+    /// All that was shown, without what is only for a terminal; of a screen, what it shows.
     pub(super) fn text(&self) -> String {
-        plain(&std::fs::read(&self.path).unwrap_or_default())
+        match &self.screen {
+            Some(screen) => screen.look(&self.path),
+            None => plain(&std::fs::read(&self.path).unwrap_or_default()),
+        }
     }
 
     /// What was shown since the mark.
@@ -77,11 +112,88 @@ impl Console {
     /// Its last lines, for an error.
     pub(super) fn tail(&self) -> String {
         let text = self.text();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
         let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
         let shown: String = shown.iter().map(|line| format!("\n    | {line}")).collect();
         format!("{shown}\n    (all of it: {})", self.path.display())
     }
+}
+
+impl Screen {
+    /// The last look if QEMU has ended.
+    fn look(&self, path: &Path) -> String {
+        let dump = self.socket.with_extension("vga");
+        let (address, size) = SCREEN;
+        let command = format!("pmemsave {address:#x} {size:#x} \"{}\"\n", dump.display());
+        let cells = self
+            .command(&command)
+            .and_then(|()| std::fs::read(&dump))
+            .unwrap_or_default();
+        if !cells.is_empty() {
+            let text = rows(&cells);
+            // For whoever looks for the reason of a failure.
+            let _ = std::fs::write(path, &text);
+            *self.seen.borrow_mut() = text;
+        }
+        self.seen.borrow().clone()
+    }
+
+    fn command(&self, command: &str) -> std::io::Result<()> {
+        let mut monitor = self.monitor.borrow_mut();
+        let result = match monitor.as_mut() {
+            Some(stream) => stream
+                .write_all(command.as_bytes())
+                .and_then(|()| until_prompt(stream)),
+            None => UnixStream::connect(&self.socket).and_then(|mut stream| {
+                stream.set_read_timeout(Some(MONITOR))?;
+                until_prompt(&mut stream)?;
+                stream.write_all(command.as_bytes())?;
+                until_prompt(&mut stream)?;
+                *monitor = Some(stream);
+                Ok(())
+            }),
+        };
+        if result.is_err() {
+            *monitor = None;
+        }
+        result
+    }
+}
+
+/// The monitor echoes what it is told, with the prompt at the very end.
+fn until_prompt(stream: &mut UnixStream) -> std::io::Result<()> {
+    let mut said = Vec::new();
+    let mut piece = [0; 4096];
+    while !said.ends_with(PROMPT) {
+        match stream.read(&mut piece)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            count => said.extend(&piece[..count]),
+        }
+    }
+    Ok(())
+}
+
+/// Each cell is a character and its colour. A line that fills its row goes on in the next.
+fn rows(cells: &[u8]) -> String {
+    let mut text = String::new();
+    for row in cells.chunks(2 * COLUMNS) {
+        let row: String = row
+            .iter()
+            .step_by(2)
+            .map(|byte| match byte {
+                b' '..=b'~' => char::from(*byte),
+                _ => ' ',
+            })
+            .collect();
+        text.push_str(row.trim_end());
+        if row.ends_with(' ') {
+            text.push('\n');
+        }
+    }
+    text
 }
 
 fn line_with(text: &str, wanted: &str) -> Option<String> {
@@ -126,9 +238,22 @@ mod tests {
 
     #[test]
     fn a_painted_screen_reads_as_lines() {
-        let bytes = b"\x1b[2J\x1b[01;01H\x1b[0mSeaBIOS\x1b[02;01HiPXE\r\nnet0: \x1b[1mok\x1b[0m\r\n";
+        let bytes =
+            b"\x1b[2J\x1b[01;01H\x1b[0mSeaBIOS\x1b[02;01HiPXE\r\nnet0: \x1b[1mok\x1b[0m\r\n";
         assert_eq!(plain(bytes), "SeaBIOS\niPXE\nnet0: ok\n");
         assert_eq!(plain(b"cut \x1b[1"), "cut ");
+    }
+
+    #[test]
+    fn a_screens_memory_reads_as_lines() {
+        let mut cells = Vec::new();
+        for (row, text) in ["iPXE", &"x".repeat(COLUMNS), "y"].iter().enumerate() {
+            cells.resize(2 * COLUMNS * row, 7);
+            cells.extend(text.bytes().flat_map(|byte| [byte, 7]));
+        }
+        cells.resize(2 * COLUMNS * 4, 0);
+        let text = rows(&cells);
+        assert_eq!(text, format!("iPXE\n{}y\n\n", "x".repeat(COLUMNS)));
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub(super) struct Plan {
     pub(super) mac: String,
     pub(super) firmware: Firmware,
     pub(super) memory_mib: u32,
+    /// Its console is a screen rather than a serial line, as a PC's is that nobody has set up.
+    pub(super) screen: bool,
     /// It may start anew; else that ends it, so that a crash is not overlooked.
     pub(super) reboots: bool,
 }
@@ -65,18 +67,19 @@ impl Plan {
             Firmware::UefiPxe | Firmware::UefiHttp => UEFI_MIB,
             _ => SMALL_MIB,
         };
-        // The same for the same name, so that a failure comes again.
-        let hash = name.bytes().fold(0x9e37_u16, |hash, byte| {
-            hash.rotate_left(5) ^ u16::from(byte)
-        });
-        let [high, low] = hash.to_be_bytes();
+        let [.., high, low] = hash(name).to_be_bytes();
         Plan {
             name: name.to_owned(),
             mac: format!("52:54:00:77:{high:02x}:{low:02x}"),
             firmware,
             memory_mib,
+            screen: false,
             reboots: false,
         }
+    }
+
+    fn is_uefi(&self) -> bool {
+        matches!(self.firmware, Firmware::UefiPxe | Firmware::UefiHttp)
     }
 
     pub(super) fn memory(mut self, mib: u32) -> Plan {
@@ -86,6 +89,11 @@ impl Plan {
 
     pub(super) fn mac(mut self, mac: &str) -> Plan {
         mac.clone_into(&mut self.mac);
+        self
+    }
+
+    pub(super) fn screen(mut self) -> Plan {
+        self.screen = true;
         self
     }
 
@@ -99,8 +107,8 @@ impl Plan {
 pub(super) struct Guest<'a> {
     pub(super) plan: Plan,
     pub(super) console: Console,
-    pub(super) tap: String,
-    wire: &'a Wire,
+    /// The cable.
+    _wire: &'a Wire,
     child: RefCell<Child>,
 }
 
@@ -119,11 +127,15 @@ impl<'a> Guest<'a> {
             .stdin(Stdio::null())
             .spawn()
             .with_context(|| format!("can't run {QEMU}"))?;
+        let console = if plan.screen {
+            Console::screen(&monitor(&plan, dir), &path)
+        } else {
+            Console::serial(&path)
+        };
         Ok(Guest {
             plan,
-            console: Console::new(&path),
-            tap,
-            wire,
+            console,
+            _wire: wire,
             child: RefCell::new(child),
         })
     }
@@ -157,11 +169,6 @@ impl<'a> Guest<'a> {
             std::thread::sleep(POLL);
         }
     }
-
-    /// Pulls its network cable, or plugs it in again.
-    pub(super) fn plug(&self, plugged: bool) -> Result<()> {
-        self.wire.plug(&self.tap, plugged)
-    }
 }
 
 impl Drop for Guest<'_> {
@@ -172,17 +179,41 @@ impl Drop for Guest<'_> {
     }
 }
 
+/// The same for the same name, so that a failure comes again.
+fn hash(name: &str) -> u32 {
+    name.bytes().fold(0x811c_9dc5, |hash: u32, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+fn monitor(plan: &Plan, dir: &Path) -> PathBuf {
+    dir.join(format!("{}.monitor", plan.name))
+}
+
 fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |more: &str| words.extend(more.split(' ').map(str::to_owned));
-    add("-accel tcg -display none -nodefaults -serial stdio");
+    add("-accel tcg -display none -nodefaults");
+    let mut machine = if plan.is_uefi() { "q35" } else { "pc" }.to_owned();
+    if plan.screen {
+        add("-vga std -monitor");
+        let socket = monitor(plan, dir);
+        add(&format!("unix:{},server=on,wait=off", socket.display()));
+    } else {
+        // SeaBIOS then uses the serial line.
+        machine.push_str(",graphics=off");
+        add("-serial stdio");
+    }
+    add(&format!("-machine {machine}"));
     add(&format!("-m {}", plan.memory_mib));
     if !plan.reboots {
         add("-no-reboot");
     }
-    // Firmware names machines by it: DHCP's options 61 and 97.
-    let digits = plan.mac.replace(':', "");
-    add(&format!("-uuid 77696c61-6600-4000-8000-{digits}"));
+    // Firmware names machines by it: DHCP's options 61 and 97. Twins have one of their own each.
+    add(&format!(
+        "-uuid 77696c61-6600-4000-8000-0000{:08x}",
+        hash(&plan.name)
+    ));
     add(&format!(
         "-netdev tap,id=n0,ifname={tap},script=no,downscript=no"
     ));
@@ -190,13 +221,13 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
     match &plan.firmware {
         Firmware::BiosIpxe => {
             card.push_str(",bootindex=1");
-            add(&format!("-machine graphics=off -boot {BIOS_RETRY}"));
+            add(&format!("-boot {BIOS_RETRY}"));
         }
         Firmware::BiosScript(script) => {
             card.push_str(",romfile=");
             let path = dir.join(format!("{}.ipxe", plan.name));
             fs::write(&path, format!("#!ipxe\n{script}\n"))?;
-            add("-machine graphics=off -kernel /usr/lib/ipxe/ipxe.lkrn -initrd");
+            add("-kernel /usr/lib/ipxe/ipxe.lkrn -initrd");
             add(&path.to_string_lossy());
         }
         Firmware::UefiPxe | Firmware::UefiHttp => {
@@ -204,7 +235,7 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
             card.push_str(",romfile=,bootindex=1");
             let variables = dir.join(format!("{}.vars", plan.name));
             fs::copy(OVMF_VARIABLES, &variables).context(OVMF_VARIABLES)?;
-            add("-machine q35,graphics=off -device virtio-rng-pci");
+            add("-device virtio-rng-pci");
             add(&format!(
                 "-drive if=pflash,format=raw,readonly=on,file={OVMF_CODE}"
             ));
@@ -218,7 +249,7 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
         }
         Firmware::Cdrom(path) => {
             card.push_str(",romfile=");
-            add("-machine graphics=off -boot d -cdrom");
+            add("-boot d -cdrom");
             add(&path.to_string_lossy());
         }
         Firmware::Kernel {
@@ -227,7 +258,7 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
             arguments,
         } => {
             card.push_str(",romfile=");
-            add("-machine graphics=off -kernel");
+            add("-kernel");
             add(&kernel.to_string_lossy());
             add("-initrd");
             add(&initramfs.to_string_lossy());

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::guest::Guest;
 use super::stage::Stage;
-use super::wire::Wire;
+use super::wire::{PORT, Wire};
 use crate::run::text_of;
 
 /// The head's address on the wire.
@@ -21,7 +21,7 @@ pub(super) const ADDRESS: &str = "10.77.0.1/24";
 /// Any user but root, whose commands don't run on other machines.
 const USER: u32 = 65_534;
 /// Kernels show themselves on the serial line, and don't panic where QEMU is slow.
-const ARGUMENTS: &str = "console=ttyS0 no_timer_check";
+pub(super) const ARGUMENTS: &str = "console=ttyS0 no_timer_check";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A head that answers, or a command of it.
@@ -47,18 +47,13 @@ impl<'a> Head<'a> {
     /// A new cluster that serves machines on a new wire.
     pub(super) fn found(stage: &'a Stage<'a>) -> Result<Head<'a>> {
         let head = Head::with_image(stage)?;
-        head.admin(&["boot", "enable", "--interface", super::wire::PORT])?;
+        head.admin(&["boot", "enable", "--interface", PORT])?;
         Ok(head)
     }
 
     /// A new cluster with an image, that serves nobody yet.
     pub(super) fn with_image(stage: &'a Stage<'a>) -> Result<Head<'a>> {
-        let head = Head {
-            stage,
-            wire: stage.wire(ADDRESS)?,
-            dir: stage.dir.join("w"),
-            daemon: RefCell::new(None),
-        };
+        let head = Head::bare(stage, Wire::lay(PORT, Some(ADDRESS))?);
         head.admin(&["init"])?;
         head.start()?;
         let kernel = stage.kernel.image.to_string_lossy();
@@ -67,6 +62,16 @@ impl<'a> Head<'a> {
         head.admin_within(&words, IMAGE)?;
         stage.say("an image is built");
         Ok(head)
+    }
+
+    /// Nothing yet.
+    pub(super) fn bare(stage: &'a Stage<'a>, wire: Wire) -> Head<'a> {
+        Head {
+            stage,
+            wire,
+            dir: stage.dir.join("w"),
+            daemon: RefCell::new(None),
+        }
     }
 
     /// Starts the daemon as a service manager would.
@@ -100,9 +105,23 @@ impl<'a> Head<'a> {
         Ok(())
     }
 
-    /// The program, in this cluster.
-    pub(super) fn command(&self) -> Command {
-        let mut command = Command::new(self.stage.binary);
+    /// A script in this cluster, as root or as an ordinary user.
+    pub(super) fn shell(&self, script: &str, is_user: bool) -> Command {
+        let mut command = self.program("sh".as_ref());
+        command.args(["-e", "-c", script]);
+        if is_user {
+            command.uid(USER).gid(USER);
+        }
+        command
+    }
+
+    fn command(&self) -> Command {
+        self.program(self.stage.binary)
+    }
+
+    /// A program in this cluster.
+    fn program(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command
             .env("WIGLAF_DIR", &self.dir)
             .env("PATH", PATH)
@@ -156,6 +175,17 @@ impl<'a> Head<'a> {
             bail!("`wiglaf {}` {}", all.join(" "), said(&output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// The folder of the one image that there is.
+    pub(super) fn image(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("state/images");
+        fs::read_dir(&dir)
+            .with_context(|| format!("can't read {}", dir.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.join("kernel").exists())
+            .with_context(|| format!("there is no image in {}", dir.display()))
     }
 
     /// The machines that nobody knows, as the list has them.

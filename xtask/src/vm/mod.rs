@@ -22,7 +22,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::debs::Kernel;
-use crate::{bench, packages, run};
+use crate::{debs, packages, run};
 use ground::Ground;
 use scenarios::{SCENARIOS, SMOKE, Scenario};
 use stage::Stage;
@@ -30,7 +30,6 @@ use stage::Stage;
 /// What guests and their surroundings need from Debian.
 const PACKAGES: &[&str] = &[
     "binutils",
-    "busybox-static",
     "cpio",
     "dnsmasq-base",
     "gcc",
@@ -46,6 +45,8 @@ const PACKAGES: &[&str] = &[
     "seabios",
     "util-linux",
 ];
+/// Unpacked only: it would drive out the other busybox of whoever has that.
+const BUSYBOX: &str = "busybox-static";
 /// A larger binary has symbols, which would cost a guest its memory.
 const LARGEST_BINARY: u64 = 16 << 20;
 
@@ -112,11 +113,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             workspace,
         );
     }
+    // The ground has no way to a mirror.
     packages::install(PACKAGES)?;
     Kernel::fetch(&target)?;
+    if chosen.iter().any(|scenario| scenario.needs_busybox) {
+        debs::fetch(&target, BUSYBOX)?;
+    }
     let binary = match &args.binary {
         Some(path) => path.canonicalize().context("--binary")?,
-        None => bench::ground::build_wiglaf()?,
+        None => crate::binary::build()?,
     };
     let binary = without_symbols(&binary, &target.join("vm"))?;
     let mut words = vec!["vm-test".to_owned()];

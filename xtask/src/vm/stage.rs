@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::ground::Ground;
 use super::guest::{Guest, Plan};
-use super::wire::{PORT, Wire};
+use super::wire::Wire;
 use crate::debs::Kernel;
 
 /// How many of a log's last lines a failure shows.
@@ -56,11 +56,6 @@ impl<'a> Stage<'a> {
         let dir = self.dir.join(name);
         fs::create_dir(&dir).with_context(|| format!("can't make {}", dir.display()))?;
         Ok(dir)
-    }
-
-    /// A wire behind the head's port, with the head at this address.
-    pub(super) fn wire(&self, address: &str) -> Result<Wire> {
-        Wire::lay(PORT, address)
     }
 
     /// Switches a machine on.

@@ -22,8 +22,8 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    /// A wire, and a port of the head by that name with that address.
-    pub(super) fn lay(port: &str, address: &str) -> Result<Wire> {
+    /// A wire, and a port of the head by that name, with an address if one is given.
+    pub(super) fn lay(port: &str, address: Option<&str>) -> Result<Wire> {
         let holder = Command::new("unshare")
             .args(["--net", "cat"])
             .stdin(Stdio::piped())
@@ -37,13 +37,19 @@ impl Wire {
         };
         wire.wait_for_network()?;
         // Its bridge must not wait for the spanning tree: iPXE would give up.
-        wire.ip(&format!("link add {BRIDGE} type bridge forward_delay 0 stp_state 0"))?;
+        wire.ip(&format!(
+            "link add {BRIDGE} type bridge forward_delay 0 stp_state 0"
+        ))?;
         wire.ip(&format!("link set {BRIDGE} up"))?;
         let pid = wire.holder.id();
-        ip(&format!("link add name {port} type veth peer name {SOCKET} netns {pid}"))?;
+        ip(&format!(
+            "link add name {port} type veth peer name {SOCKET} netns {pid}"
+        ))?;
         wire.ip(&format!("link set {SOCKET} master {BRIDGE} up"))?;
-        ip(&format!("address add {address} dev {port}"))?;
-        ip(&format!("link set {port} up"))?;
+        if let Some(address) = address {
+            ip(&format!("address add {address} dev {port}"))?;
+            ip(&format!("link set {port} up"))?;
+        }
         Ok(wire)
     }
 
@@ -84,11 +90,6 @@ impl Wire {
         Ok(tap)
     }
 
-    /// Pulls the cable of a guest, or plugs it in again.
-    pub(super) fn plug(&self, tap: &str, plugged: bool) -> Result<()> {
-        self.ip(&format!("link set {tap} {}", if plugged { "up" } else { "down" }))
-    }
-
     /// Gives the bridge an address, for somebody else who serves there.
     pub(super) fn address(&self, address: &str) -> Result<()> {
         self.ip(&format!("address add {address} dev {BRIDGE}"))
@@ -111,7 +112,10 @@ impl Wire {
 
     /// How many frames were lost so far.
     pub(super) fn lost(&self) -> Result<u64> {
-        let text = run::output(self.command("nft").args(["list", "table", "bridge", "loss"]))?;
+        let text = run::output(
+            self.command("nft")
+                .args(["list", "table", "bridge", "loss"]),
+        )?;
         packets(&text).context("nft counts no packets")
     }
 }

@@ -133,7 +133,9 @@ fn has_user_class(packet: &Packet, word: &[u8]) -> bool {
 /// the class.
 fn architecture_of(packet: &Packet, class: &[u8]) -> Architecture {
     let told = packet.options.get(code::ARCHITECTURE).unwrap_or_default();
-    let told = told.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
+    let told = told
+        .chunks_exact(2)
+        .map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
     let mark = ARCHITECTURE_MARK.len();
     let digits = class
         .windows(mark + ARCHITECTURE_DIGITS)

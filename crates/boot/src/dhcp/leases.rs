@@ -51,7 +51,9 @@ impl Leases {
     pub(super) fn restore(&mut self, leases: &[Lease]) {
         for lease in leases {
             self.forget(lease.address);
-            let until_ms = u64::try_from(lease.until_s).unwrap_or(0).saturating_mul(1_000);
+            let until_ms = u64::try_from(lease.until_s)
+                .unwrap_or(0)
+                .saturating_mul(1_000);
             self.hold(lease.address, Some(lease.mac), until_ms, true);
         }
     }
@@ -71,7 +73,12 @@ impl Leases {
                 .filter(|address| is_giveable(index, *address))
                 .filter(|address| !self.held.contains_key(address))
                 .collect();
-            self.pools.push(Pool { first, last, free, next: first });
+            self.pools.push(Pool {
+                first,
+                last,
+                free,
+                next: first,
+            });
         }
     }
 
@@ -139,10 +146,16 @@ impl Leases {
     pub(super) fn take(&mut self, now_ms: u64, mac: Mac) -> Option<Lease> {
         let address = *self.of.get(&mac)?;
         // Rounded up: a client must never believe in it for longer than we do.
-        let until_s = now_ms.div_ceil(1_000).saturating_add(u64::from(UNKNOWN_LEASE_S));
+        let until_s = now_ms
+            .div_ceil(1_000)
+            .saturating_add(u64::from(UNKNOWN_LEASE_S));
         let until_s = until_s.min(u64::MAX / 1_000);
         self.hold(address, Some(mac), until_s * 1_000, true);
-        Some(Lease { mac, address, until_s: i64::try_from(until_s).unwrap_or(i64::MAX) })
+        Some(Lease {
+            mac,
+            address,
+            until_s: i64::try_from(until_s).unwrap_or(i64::MAX),
+        })
     }
 
     /// When it ends, if it was taken.
@@ -187,7 +200,11 @@ impl Leases {
     }
 
     fn hold(&mut self, address: Ipv4Addr, mac: Option<Mac>, until_ms: u64, is_lease: bool) {
-        let held = Held { mac, until_ms, is_lease };
+        let held = Held {
+            mac,
+            until_ms,
+            is_lease,
+        };
         if let Some(before) = self.held.insert(address, held) {
             self.ends.remove(&(before.until_ms, address));
         }
@@ -212,5 +229,9 @@ impl Leases {
 
 fn over(now_ms: u64, mac: Mac, address: Ipv4Addr) -> Lease {
     let until_s = i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX);
-    Lease { mac, address, until_s }
+    Lease {
+        mac,
+        address,
+        until_s,
+    }
 }

@@ -13,16 +13,17 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use wiglaf_wire::boot::{Mac, Sighting};
 
 mod client;
+mod full;
 mod leases;
 mod loaders;
 mod machines;
 mod network;
 pub mod options;
 pub mod packet;
+mod proxy;
 mod reply;
 mod seen;
 mod server;
-mod service;
 mod told;
 mod twins;
 

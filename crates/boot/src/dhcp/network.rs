@@ -42,7 +42,8 @@ impl Network {
 
     pub(super) fn broadcast(&self) -> Option<Ipv4Addr> {
         let host = !u32::from(self.mask());
-        (self.prefix <= MAX_BROADCAST_PREFIX).then(|| Ipv4Addr::from(u32::from(self.address) | host))
+        (self.prefix <= MAX_BROADCAST_PREFIX)
+            .then(|| Ipv4Addr::from(u32::from(self.address) | host))
     }
 
     /// Whether it may be a machine's: in the network, and nobody's by its nature.

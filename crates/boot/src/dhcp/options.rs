@@ -134,20 +134,24 @@ impl Options {
     /// Writes all that fit `room` with the end's mark. What a client can't do without comes
     /// first, the relay's own option has to be last (RFC 3046, section 2.1) and keeps its place.
     pub(super) fn write(&self, out: &mut Vec<u8>, room: usize) {
-        const FIRST: [u8; 6] = [
+        const FIRST: [u8; 7] = [
             code::MESSAGE_TYPE,
             code::SERVER,
             code::LEASE_TIME,
             code::SUBNET_MASK,
             code::ROUTER,
             code::CLASS,
+            code::WIGLAF,
         ];
         let limit = out.len() + room.saturating_sub(1);
         let relay = self.0.get(&code::RELAY);
         let kept = relay.map_or(0, |value| length_of(value));
         let kept = if out.len() + kept <= limit { kept } else { 0 };
         let rest = self.0.iter().filter(|(code, _)| !FIRST.contains(code));
-        let ordered = FIRST.iter().filter_map(|code| self.0.get_key_value(code)).chain(rest);
+        let ordered = FIRST
+            .iter()
+            .filter_map(|code| self.0.get_key_value(code))
+            .chain(rest);
         for (&code, value) in ordered {
             if code != code::RELAY && out.len() + length_of(value) + kept <= limit {
                 write_option(out, code, value);

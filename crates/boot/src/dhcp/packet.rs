@@ -177,7 +177,8 @@ impl Packet {
         put(&mut out, &self.server_name, SERVER_NAME.end);
         put(&mut out, &self.file, FILE.end);
         out.extend(COOKIE);
-        self.options.write(&mut out, limit.saturating_sub(HEADER_BYTES + COOKIE.len()));
+        self.options
+            .write(&mut out, limit.saturating_sub(HEADER_BYTES + COOKIE.len()));
         if out.len() < MIN_BYTES {
             out.resize(MIN_BYTES, 0);
         }

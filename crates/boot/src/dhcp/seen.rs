@@ -24,9 +24,9 @@ pub(super) struct Track {
 impl Track {
     /// Whether to tell it, and remembers that it was told.
     pub(super) fn is_news(&mut self, now_ms: u64, progress: (u8, Stage)) -> bool {
-        let is_news = self.told.is_none_or(|(told_ms, last)| {
-            progress > last || now_ms.abs_diff(told_ms) >= AGAIN_MS
-        });
+        let is_news = self
+            .told
+            .is_none_or(|(told_ms, last)| progress > last || now_ms.abs_diff(told_ms) >= AGAIN_MS);
         if is_news {
             self.told = Some((now_ms, progress));
         }
@@ -75,7 +75,9 @@ impl Strangers {
         const COST: u64 = 1_000;
         const FULL: u64 = STRANGERS_AT_ONCE * COST;
         let (left, counted_ms) = self.allowance.unwrap_or((FULL, now_ms));
-        let gained = now_ms.saturating_sub(counted_ms).saturating_mul(STRANGERS_PER_S);
+        let gained = now_ms
+            .saturating_sub(counted_ms)
+            .saturating_mul(STRANGERS_PER_S);
         let left = left.saturating_add(gained).min(FULL);
         let may = left >= COST;
         self.allowance = Some((if may { left - COST } else { left }, now_ms));

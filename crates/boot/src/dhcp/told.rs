@@ -32,23 +32,24 @@ impl Told {
         interface: usize,
         machine: Option<Mac>,
     ) -> bool {
-        let last = self.0.entry((topic, interface, machine));
-        match last {
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(now_ms);
-                true
-            }
-            std::collections::btree_map::Entry::Occupied(mut entry) => {
-                let is_due = now_ms.abs_diff(*entry.get()) >= AGAIN_MS;
-                if is_due {
-                    entry.insert(now_ms);
-                }
-                is_due
-            }
+        let key = (topic, interface, machine);
+        let is_due = self
+            .0
+            .get(&key)
+            .is_none_or(|told_ms| now_ms.abs_diff(*told_ms) >= AGAIN_MS);
+        if is_due {
+            self.0.insert(key, now_ms);
         }
+        is_due
     }
 
-    /// Interfaces and machines have changed.
+    /// Forgets machines that are adopted no more.
+    pub(super) fn retain(&mut self, is_adopted: impl Fn(Mac) -> bool) {
+        self.0
+            .retain(|(_, _, machine), _| machine.is_none_or(&is_adopted));
+    }
+
+    /// Interfaces have changed.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

@@ -55,13 +55,20 @@ impl Twins {
         let Some(identifier) = identifier else {
             return sign;
         };
-        let named = Named { words, identifier: identifier.to_vec(), at_ms: now_ms };
+        let named = Named {
+            words,
+            identifier: identifier.to_vec(),
+            at_ms: now_ms,
+        };
         let is_same = |other: &Named| other.words == words && other.identifier == identifier;
         if !self.current.as_ref().is_some_and(is_same) {
             let comes_again = self.former.as_ref().is_some_and(|former| {
                 is_same(former) && now_ms.saturating_sub(former.at_ms) < ACTIVE_MS
             });
-            let is_alike = self.current.as_ref().is_some_and(|current| current.words == words);
+            let is_alike = self
+                .current
+                .as_ref()
+                .is_some_and(|current| current.words == words);
             if comes_again && is_alike {
                 sign = sign.or(Some(Sign::Identifiers));
             }
@@ -80,8 +87,9 @@ fn swapped(mut uuid: [u8; 16]) -> [u8; 16] {
     uuid
 }
 
-/// As people read it.
-pub(super) fn uuid_text(uuid: &[u8; 16]) -> String {
+/// As people read it elsewhere: firmware sends it as it stands in its tables.
+pub(super) fn uuid_text(uuid: [u8; 16]) -> String {
+    let uuid = swapped(uuid);
     let mut text = String::with_capacity(36);
     for (index, byte) in uuid.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {

@@ -193,7 +193,9 @@ impl Connection {
         if method != Method::Head {
             match answer.body {
                 Body::Bytes(bytes) => head.extend(bytes),
-                Body::File { file: from, part, .. } => {
+                Body::File {
+                    file: from, part, ..
+                } => {
                     file = (part.start < part.end).then_some((from, part));
                 }
             }
@@ -275,9 +277,7 @@ impl Connection {
     /// When it is cut off unless something happens.
     pub fn deadline_ms(&self) -> u64 {
         match (&self.answer, self.request_since_ms) {
-            (Some(sending), _) => {
-                (sending.moved_ms + STALL_MS).min(sending.since_ms + ANSWER_MS)
-            }
+            (Some(sending), _) => (sending.moved_ms + STALL_MS).min(sending.since_ms + ANSWER_MS),
             (None, Some(since_ms)) => since_ms + REQUEST_MS,
             (None, None) => self.idle_since_ms + IDLE_MS,
         }
@@ -348,7 +348,10 @@ mod tests {
         let (request, _) = connection.next_request(0).unwrap().unwrap();
         connection.answer(0, 18, request.method, Answer::text(404, "nothing"));
         let got = drain(&mut connection);
-        assert!(got.ends_with("Content-Length: 8\r\nConnection: close\r\n\r\n"), "{got}");
+        assert!(
+            got.ends_with("Content-Length: 8\r\nConnection: close\r\n\r\n"),
+            "{got}"
+        );
         assert!(connection.is_over());
     }
 

@@ -256,13 +256,17 @@ mod tests {
         // OVMF asks for the size first.
         let request = read("HEAD /loader/snponly.efi HTTP/1.1\r\nHost: 10.9.0.1\r\n\r\n");
         assert_eq!(request.unwrap().unwrap().method, Method::Head);
-        let text = "POST /lines/x HTTP/1.0\nContent-Length: 12\nExpect: 100-Continue\n\nstage init\n";
+        let text =
+            "POST /lines/x HTTP/1.0\nContent-Length: 12\nExpect: 100-Continue\n\nstage init\n";
         let request = read(text).unwrap().unwrap();
         assert_eq!((request.method, request.body_bytes), (Method::Post, 12));
         assert!(!request.keeps && request.awaits_continue);
         let request = read("GET http://h:1/a?b=c HTTP/1.1\r\nConnection: x, Close\r\n\r\n");
         let request = request.unwrap().unwrap();
-        assert_eq!((request.path.as_str(), request.query.as_str()), ("/a", "b=c"));
+        assert_eq!(
+            (request.path.as_str(), request.query.as_str()),
+            ("/a", "b=c")
+        );
         assert!(!request.keeps);
     }
 

@@ -113,7 +113,8 @@ impl Site {
         self.settings = settings;
         self.index();
         let known = &self.by_mac;
-        self.granted.retain(|_, grant| known.contains_key(&grant.mac));
+        self.granted
+            .retain(|_, grant| known.contains_key(&grant.mac));
         self.buckets.retain(|mac, _| known.contains_key(mac));
     }
 

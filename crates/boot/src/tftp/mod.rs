@@ -8,16 +8,18 @@ pub use packet::{Code, Packet, Request, Wrong, error, parse};
 pub use transfer::{Outcome, Transfer};
 
 /// The network boot programs that are served, if they are there. What DHCP names is among them.
-pub const LOADERS: [&str; 9] = [
+pub const LOADERS: [&str; 11] = [
     "undionly.kpxe",
     "undionly.kkpxe",
     "ipxe.pxe",
     "snponly.efi",
     "ipxe.efi",
+    "snponly-i386.efi",
+    "ipxe-i386.efi",
     "snponly-arm64.efi",
     "ipxe-arm64.efi",
-    "snponly-riscv64.efi",
-    "ipxe-i386.efi",
+    "snponly-arm32.efi",
+    "ipxe-arm32.efi",
 ];
 
 /// What stands in for a program that is not there: they do the same with other drivers.
@@ -33,9 +35,9 @@ const INSTEAD: [(&str, &str); 5] = [
 /// another file.
 pub fn loader_named(name: &str) -> Option<&'static str> {
     let name = name.trim_start_matches(['/', '\\']);
-    let name = name.strip_prefix("boot").map_or(name, |rest| {
-        rest.strip_prefix(['/', '\\']).unwrap_or(name)
-    });
+    let name = name
+        .strip_prefix("boot")
+        .map_or(name, |rest| rest.strip_prefix(['/', '\\']).unwrap_or(name));
     LOADERS.into_iter().find(|loader| *loader == name)
 }
 

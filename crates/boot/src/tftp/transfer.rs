@@ -62,7 +62,10 @@ impl Transfer {
     pub fn new(now_ms: u64, request: &Request, file: Rc<[u8]>) -> (Transfer, Vec<Vec<u8>>) {
         let mut options = Vec::new();
         let mut block_bytes = DEFAULT_BLOCK_BYTES;
-        if let Some(wished) = request.block_bytes.filter(|wished| *wished >= MIN_BLOCK_BYTES) {
+        if let Some(wished) = request
+            .block_bytes
+            .filter(|wished| *wished >= MIN_BLOCK_BYTES)
+        {
             block_bytes = wished.min(MAX_BLOCK_BYTES);
             options.push(("blksize", u64::from(block_bytes)));
         }

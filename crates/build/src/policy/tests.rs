@@ -163,10 +163,10 @@ fn what_was_learned_decides() {
     teach(&line("./waits a"), 900_000, Some(1_000));
     teach(&line("gcc -c short.c"), 20_000, Some(10_000));
     teach(&line("ar cr libx.a x.o; ranlib libx.a"), 60_000, None);
-    teach(&line("gcc -o far x.o"), 800_000, Some(50_000));
-    teach(&line("gcc -o near x.o"), 400_000, Some(50_000));
-    teach(&line("gcc -c far.c"), 800_000, Some(50_000));
-    teach(&line("nm far.o >far"), 800_000, Some(50_000));
+    teach(&line("gcc -o far x.o"), 900_000, Some(50_000));
+    teach(&line("gcc -o near x.o"), 600_000, Some(50_000));
+    teach(&line("gcc -c far.c"), 900_000, Some(50_000));
+    teach(&line("nm far.o >far"), 900_000, Some(50_000));
     teach(&line("sed s/x/y/ big >out"), 900_000, None);
     teach(&line("cp big out"), 900_000, None);
     teach(&line("eval $a"), 900_000, None);

@@ -200,11 +200,10 @@ pub(crate) fn named_below<'a>(
             return None;
         }
         let mut before = text[..at].iter().rev().take_while(is_inner);
-        let begins = match (before.next(), before.next(), before.next()) {
-            (None, ..) => true,
-            (Some(_), Some(b'-'), None) => true,
-            _ => false,
-        };
+        let begins = matches!(
+            (before.next(), before.next(), before.next()),
+            (None, ..) | (Some(_), Some(b'-'), None)
+        );
         let end = text.get(at + directory.len());
         let is_whole = end.is_none_or(|byte| *byte == b'/' || !is_path(byte));
         let length = text[at..].iter().take_while(|byte| is_path(byte)).count();

@@ -14,13 +14,20 @@ use crate::output;
 ///
 /// `wiglaf up` does this by itself for virtual nodes.
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Do nothing if there is one
+    #[arg(long)]
+    if_missing: bool,
+}
 
-pub(crate) fn run(_args: &Args) -> CommandResult {
+pub(crate) fn run(args: &Args) -> CommandResult {
     let layout = Layout::own()?;
     layout.make()?;
     let store = Store::open(&layout.database())?;
     if let Some(secrets) = store.secrets()? {
+        if args.if_missing {
+            return Ok(0);
+        }
         return Err(CommandError::new(format!(
             "cluster {} exists already in {}",
             secrets.cluster,
@@ -36,8 +43,9 @@ pub(crate) fn run(_args: &Args) -> CommandResult {
     output::print(&format!(
         "cluster {cluster} is made; its state is in {}\n\
          configuration: {}\n\
-         next: `wiglaf up -n 4` for virtual nodes here, or set `listen` there, start `wiglaf \
-         head`,\n      and on other machines `wiglaf node agent --head ADDRESS`\n",
+         next: `wiglaf up -n 4` for virtual nodes here; `wiglaf image build` and `wiglaf boot \
+         enable` for\n      machines that start from the network; for others set `listen` there, start \
+         `wiglaf head`,\n      and on them `wiglaf node agent --head ADDRESS`\n",
         layout.state.display(),
         config.display()
     ))?;

@@ -11,7 +11,7 @@ use crate::output;
 
 /// The user that deputies' real uid is, so that the user whom they act for can't signal them: an
 /// account `wiglaf` if there is one, else a number that systemd keeps for dynamic users.
-const DEFAULT_SERVICE_ID: u32 = 64_194;
+pub(crate) const DEFAULT_SERVICE_ID: u32 = 64_194;
 
 /// Trace ghosts and keep deputies for the head
 #[derive(clap::Args)]

@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub(crate) mod boot;
+pub(crate) mod boot_service;
 pub(crate) mod cp;
 pub(crate) mod demo;
 pub(crate) mod doctor;
@@ -10,6 +12,7 @@ pub(crate) mod jobs;
 pub(crate) mod keeper;
 pub(crate) mod kill;
 pub(crate) mod logs;
+pub(crate) mod machine;
 pub(crate) mod make;
 pub(crate) mod node;
 pub(crate) mod nodes;

@@ -9,7 +9,7 @@ use wiglaf_node::root::{PassThrough, ViewOptions};
 use wiglaf_wire::client::{NodeChange, NodeState, Reply, Request};
 
 use crate::CommandResult;
-use crate::commands::nodes;
+use crate::commands::{machine, nodes};
 use crate::error::CommandError;
 use crate::head::Head;
 use crate::output;
@@ -71,6 +71,8 @@ enum Action {
         #[arg(long, default_value_t = 60, value_name = "MINUTES")]
         valid: u64,
     },
+    #[command(flatten)]
+    Machine(machine::Action),
     /// Make this machine a node of a head on another machine, until ended
     Agent {
         /// The head: its address, and its port if that is not 7494
@@ -134,6 +136,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
         }
         Action::Drain { nodes } => set(&nodes, NodeChange::Drain).map(|()| 0),
         Action::Resume { nodes } => set(&nodes, NodeChange::Resume).map(|()| 0),
+        Action::Machine(action) => machine::run(action),
         Action::Token { valid } => {
             let request = Request::MakeToken {
                 valid_ms: valid.saturating_mul(60_000),

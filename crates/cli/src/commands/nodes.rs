@@ -14,6 +14,9 @@ pub(crate) struct Args {
     /// Wait until this many are up
     #[arg(long, value_name = "N")]
     wait: Option<u32>,
+    /// Machines that boot from the network and that nobody has adopted
+    #[arg(long, conflicts_with = "wait")]
+    unknown: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -40,6 +43,9 @@ pub(crate) struct Row {
 }
 
 pub(crate) fn run(args: &Args) -> CommandResult {
+    if args.unknown {
+        return crate::commands::machine::list_unknown(args.json);
+    }
     let nodes = list(args.wait)?;
     if args.json {
         output::json(&nodes.iter().map(row).collect::<Vec<_>>())?;
@@ -81,7 +87,9 @@ pub(crate) fn row(node: &NodeInfo) -> Row {
 
 pub(crate) fn print(nodes: &[NodeInfo]) -> Result<(), CommandError> {
     if nodes.is_empty() {
-        eprintln!("no nodes yet: `wiglaf up -n 4` makes virtual ones");
+        eprintln!(
+            "no nodes yet: `wiglaf up -n 4` makes virtual ones, `wiglaf boot enable` lets machines boot"
+        );
         return Ok(());
     }
     let columns = [

@@ -42,6 +42,29 @@ fn parse(mut bytes: &[u8]) -> Vec<Found> {
     }
 }
 
+/// Unpacks one as the kernel would, but for its devices.
+pub(crate) fn unpack(archive: Archive, root: &Path) {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let mut names: BTreeMap<u32, PathBuf> = BTreeMap::new();
+    for found in parse(&written(archive)) {
+        let path = root.join(OsStr::from_bytes(&found.name));
+        match found.mode & 0o170_000 {
+            S_IFDIR => std::fs::create_dir(&path).unwrap(),
+            S_IFLNK => symlink(OsStr::from_bytes(&found.data), &path).unwrap(),
+            S_IFREG => {
+                if let Some(first) = names.get(&found.inode) {
+                    std::fs::hard_link(first, &path).unwrap();
+                }
+                names.insert(found.inode, path.clone());
+                std::fs::write(&path, &found.data).unwrap();
+                let mode = PermissionsExt::from_mode(found.mode & 0o7777);
+                std::fs::set_permissions(&path, mode).unwrap();
+            }
+            _ => {}
+        }
+    }
+}
+
 fn written(archive: Archive) -> Vec<u8> {
     let mut bytes = Vec::new();
     archive.write(&mut bytes).unwrap();

@@ -8,18 +8,71 @@ pub(super) const USEFUL: &[&str] = &["overlay", "af_packet"];
 
 /// What network cards and disks are behind.
 pub(super) const BUSES: &[&str] = &[
-    "ehci_pci", "hv_vmbus", "ohci_pci", "uhci_hcd", "virtio_mmio", "virtio_pci", "xhci_pci",
+    "ehci_pci",
+    "hv_vmbus",
+    "ohci_pci",
+    "uhci_hcd",
+    "virtio_mmio",
+    "virtio_pci",
+    "xhci_pci",
 ];
 
 /// Wired network cards: of virtual machines, of PCs since the nineties, of servers, and for USB.
 /// Those with hundreds of kilobytes that only large servers have are left to `--module`.
 pub(super) const NETWORK: &[&str] = &[
-    "3c59x", "8139cp", "8139too", "alx", "asix", "atl1", "atl1c", "atl1e", "atl2", "atlantic",
-    "ax88179_178a", "b44", "bcmgenet", "bnx2", "cdc_ether", "cdc_ncm", "dwmac_intel", "e100",
-    "e1000", "e1000e", "ena", "epic100", "forcedeth", "genet", "gve", "hv_netvsc", "i40e", "igb",
-    "igc", "ixgbe", "jme", "lan78xx", "macb", "natsemi", "ne2k_pci", "pcnet32", "r8152", "r8169",
-    "sis190", "sis900", "skge", "sky2", "smsc75xx", "smsc95xx", "stmmac_pci", "sundance", "tg3",
-    "tulip", "via_rhine", "via_velocity", "virtio_net", "vmxnet3", "xen_netfront",
+    "3c59x",
+    "8139cp",
+    "8139too",
+    "alx",
+    "asix",
+    "atl1",
+    "atl1c",
+    "atl1e",
+    "atl2",
+    "atlantic",
+    "ax88179_178a",
+    "b44",
+    "bcmgenet",
+    "bnx2",
+    "cdc_ether",
+    "cdc_ncm",
+    "dwmac_intel",
+    "e100",
+    "e1000",
+    "e1000e",
+    "ena",
+    "epic100",
+    "forcedeth",
+    "genet",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "igb",
+    "igc",
+    "ixgbe",
+    "jme",
+    "lan78xx",
+    "macb",
+    "natsemi",
+    "ne2k_pci",
+    "pcnet32",
+    "r8152",
+    "r8169",
+    "sis190",
+    "sis900",
+    "skge",
+    "sky2",
+    "smsc75xx",
+    "smsc95xx",
+    "stmmac_pci",
+    "sundance",
+    "tg3",
+    "tulip",
+    "via_rhine",
+    "via_velocity",
+    "virtio_net",
+    "vmxnet3",
+    "xen_netfront",
 ];
 
 /// A network card's driver may leave half of its work to another module, which the kernel would
@@ -38,8 +91,21 @@ pub(super) const FILE_SYSTEMS: &[&str] = &["ext4", "loop", "sd_mod", "squashfs",
 
 /// With `--disk`, for the devices that are there.
 pub(super) const DISKS: &[&str] = &[
-    "ahci", "ata_piix", "hv_storvsc", "mmc_block", "mptsas", "mptspi", "nvme", "sdhci_acpi",
-    "sdhci_pci", "uas", "usb_storage", "virtio_blk", "virtio_scsi", "vmw_pvscsi", "xen_blkfront",
+    "ahci",
+    "ata_piix",
+    "hv_storvsc",
+    "mmc_block",
+    "mptsas",
+    "mptspi",
+    "nvme",
+    "sdhci_acpi",
+    "sdhci_pci",
+    "uas",
+    "usb_storage",
+    "virtio_blk",
+    "virtio_scsi",
+    "vmw_pvscsi",
+    "xen_blkfront",
 ];
 
 /// Whether the kernel gives a device such a name in sysfs, and not only a file system or a
@@ -66,7 +132,11 @@ mod tests {
             assert!(list.is_sorted());
             assert!(list.iter().all(|name| !name.contains('-')));
         }
-        assert!(COMPANIONS.iter().all(|(driver, _)| NETWORK.contains(driver)));
+        assert!(
+            COMPANIONS
+                .iter()
+                .all(|(driver, _)| NETWORK.contains(driver))
+        );
     }
 
     #[test]
@@ -74,7 +144,12 @@ mod tests {
         for alias in ["pci:v00008086d*", "acpi*:VMBUS:*", "usb:v0B95p*", "xen:vif"] {
             assert!(is_of_a_device(alias), "{alias}");
         }
-        for alias in ["fs-fuse", "devname:fuse", "rtnl-link-bond", "char-major-10-229"] {
+        for alias in [
+            "fs-fuse",
+            "devname:fuse",
+            "rtnl-link-bond",
+            "char-major-10-229",
+        ] {
             assert!(!is_of_a_device(alias), "{alias}");
         }
     }

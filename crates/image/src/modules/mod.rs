@@ -74,7 +74,8 @@ pub(crate) fn select(tree: &mut Tree, wanted: &Wanted) -> Result<Selection, Modu
         optional.extend(drivers::FILE_SYSTEMS);
         on_demand.extend(drivers::DISKS);
     }
-    for name in optional.into_iter().filter(|name| tree.has(name)) {
+    optional.retain(|name| tree.has(name));
+    for name in optional {
         tree.close(name, &mut always)?;
     }
     for name in &wanted.named {
@@ -91,7 +92,10 @@ pub(crate) fn select(tree: &mut Tree, wanted: &Wanted) -> Result<Selection, Modu
         patterns.retain(|pattern| drivers::is_of_a_device(pattern));
         patterns.sort();
         patterns.dedup();
-        let later: Vec<_> = closure.iter().filter(|name| !always.contains(name)).collect();
+        let later: Vec<_> = closure
+            .iter()
+            .filter(|name| !always.contains(name))
+            .collect();
         for pattern in patterns {
             // A space ends the pattern in the file; there, any character matches one.
             let pattern = pattern.replace(' ', "?");

@@ -73,11 +73,7 @@ impl Tree {
     }
 
     /// Adds a module to a load order, and before it what it depends on.
-    pub(crate) fn close(
-        &mut self,
-        name: &str,
-        order: &mut Vec<String>,
-    ) -> Result<(), ModuleError> {
+    pub(crate) fn close(&mut self, name: &str, order: &mut Vec<String>) -> Result<(), ModuleError> {
         let mut begun = order.iter().cloned().collect();
         self.visit(&plain(name), None, &mut begun, order)
     }

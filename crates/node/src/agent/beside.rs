@@ -128,7 +128,7 @@ fn be_agent(
 }
 
 /// The address that the head is reached from. Nothing is sent.
-pub(crate) fn local_address(head: SocketAddr) -> std::io::Result<String> {
+fn local_address(head: SocketAddr) -> std::io::Result<String> {
     let any: SocketAddr = if head.is_ipv4() {
         ([0, 0, 0, 0], 0).into()
     } else {

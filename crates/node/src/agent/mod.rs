@@ -20,7 +20,8 @@ mod spawner;
 mod view;
 mod watchdog;
 
-pub(crate) use beside::{local_address, start_apart};
+pub(crate) use beside::start_apart;
+pub(crate) use clock::step_clock;
 pub(crate) use link::{HeadTls, dial, dial_as_root};
 pub(crate) use run::{Departure, live};
 

@@ -7,7 +7,7 @@ mod tasks;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -101,6 +101,8 @@ pub enum Trust {
         authority: [u8; 32],
         /// The address that it booted by.
         mac: Mac,
+        /// Where its boot service is.
+        boot: Option<SocketAddrV4>,
     },
 }
 
@@ -192,8 +194,12 @@ pub(crate) fn live(config: AgentConfig, may_be_asked: bool) -> Result<Departure,
             Some(identity) => client_config(&identity)?,
             None => return Ok(Departure::Left),
         },
-        Trust::Booted { authority, mac } => {
-            match join_as_booted(&config, *authority, *mac, &signals)? {
+        Trust::Booted {
+            authority,
+            mac,
+            boot,
+        } => {
+            match join_as_booted(&config, *authority, *mac, *boot, &signals)? {
                 Some(identity) => client_config(&identity)?,
                 None => return Ok(Departure::Left),
             }

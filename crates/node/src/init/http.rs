@@ -14,7 +14,7 @@ const TIME_HEADER: &str = "x-wiglaf-time";
 
 /// Why there is no answer, or not the right one.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
+pub(crate) enum HttpError {
     /// The connection.
     #[error("http://{0}{1}: {2}")]
     Io(SocketAddrV4, String, #[source] io::Error),
@@ -66,11 +66,11 @@ fn exchange(
     sink: &mut dyn Write,
 ) -> Result<Option<HeadTime>, HttpError> {
     let failed = |error| HttpError::Io(server, path.to_owned(), error);
-    let mut stream =
-        TcpStream::connect_timeout(&server.into(), CONNECT_WAIT).map_err(failed)?;
+    let mut stream = TcpStream::connect_timeout(&server.into(), CONNECT_WAIT).map_err(failed)?;
     stream.set_read_timeout(Some(SILENCE)).map_err(failed)?;
     stream.set_write_timeout(Some(SILENCE)).map_err(failed)?;
-    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
+    let mut request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n");
     if let Some(body) = body {
         request += "Content-Type: text/plain; charset=utf-8\r\n";
         request += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
@@ -90,7 +90,11 @@ fn exchange(
     }
     // A server that does not say ends by closing.
     const NO_CONTENT: u16 = 204;
-    let unsaid = if header.status == NO_CONTENT { 0 } else { most_bytes };
+    let unsaid = if header.status == NO_CONTENT {
+        0
+    } else {
+        most_bytes
+    };
     let length = header.length.unwrap_or(unsaid);
     if length > most_bytes {
         return Err(HttpError::TooLarge(server, path.to_owned(), most_bytes));
@@ -195,7 +199,11 @@ mod tests {
         let mut file = Vec::new();
         let time = get(address, "/script/x", 100, &mut file).unwrap().unwrap();
         assert_eq!((file.as_slice(), time.unix_ns), (&b"hello"[..], 17));
-        assert!(life.join().unwrap().starts_with("GET /script/x HTTP/1.1\r\n"));
+        assert!(
+            life.join()
+                .unwrap()
+                .starts_with("GET /script/x HTTP/1.1\r\n")
+        );
     }
 
     #[test]
@@ -209,9 +217,18 @@ mod tests {
     #[test]
     fn what_is_cut_short_too_large_or_refused_is_an_error() {
         let cases: [(&[u8], &str); 5] = [
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "unexpected end"),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhello", "larger than"),
-            (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "status 403"),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",
+                "unexpected end",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhello",
+                "larger than",
+            ),
+            (
+                b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+                "status 403",
+            ),
             (b"SSH-2.0-OpenSSH\r\n\r\n", "makes no sense"),
             (b"HTTP/1.1 200 OK\r\n", "makes no sense"),
         ];

@@ -47,8 +47,8 @@ impl Journal {
         }
     }
 
-    /// Sends lines to the head from now on, and gives back those that were kept.
-    pub(super) fn report_by(&mut self, report: Report) {
+    /// Sends lines to the head from now on, beginning with those that were kept.
+    pub(super) fn report_by(&mut self, mut report: Report) {
         for line in self.kept.drain(..) {
             report.send(&line);
         }
@@ -96,7 +96,11 @@ fn show(kernel: Option<&mut File>, line: &str) {
 fn clean(line: &str) -> String {
     let mut clean = String::new();
     for character in line.chars() {
-        let shown = if character.is_control() { '?' } else { character };
+        let shown = if character.is_control() {
+            '?'
+        } else {
+            character
+        };
         if clean.len() + shown.len_utf8() > MAX_LINE_BYTES {
             break;
         }

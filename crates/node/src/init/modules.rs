@@ -132,7 +132,8 @@ fn module_name(path: &Path) -> String {
 }
 
 fn insert(path: &Path) -> Result<(), Errno> {
-    let file = File::open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let file =
+        File::open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     let is_plain = path.extension().is_some_and(|extension| extension == "ko");
     finit_module(&file, c"", if is_plain { 0 } else { COMPRESSED })
 }
@@ -226,7 +227,10 @@ mod tests {
         assert!(is_match("virtio:d00000001v*", "virtio:d00000001v00001AF4"));
         let usb = "usb:v0BDAp8153d3000dc00dsc00dp00icFFiscFFip00in00";
         assert!(is_match("usb:v0BDAp815[2-3]d*dc*dsc*dp*ic*isc*ip*in*", usb));
-        assert!(!is_match("usb:v0BDAp815[!2-3]d*dc*dsc*dp*ic*isc*ip*in*", usb));
+        assert!(!is_match(
+            "usb:v0BDAp815[!2-3]d*dc*dsc*dp*ic*isc*ip*in*",
+            usb
+        ));
         assert!(is_match("*", "") && is_match("", "") && !is_match("?", "") && !is_match("", "a"));
         assert!(is_match("a[]x]b", "a]b") && !is_match("a[bc", "ab"));
         assert!(is_match("*ab*ab", "abaab") && !is_match("*ab*ab", "abab_"));

@@ -83,7 +83,12 @@ struct Next {
 pub(super) fn load_next(boot: Option<SocketAddrV4>, mac: Mac) -> Result<(), KexecError> {
     let boot = boot.ok_or(KexecError::NoService)?;
     let mut script = Vec::new();
-    http::get(boot, &format!("/script/{mac}"), MAX_SCRIPT_BYTES, &mut script)?;
+    http::get(
+        boot,
+        &format!("/script/{mac}"),
+        MAX_SCRIPT_BYTES,
+        &mut script,
+    )?;
     let script = String::from_utf8_lossy(&script);
     let next = Next::parse(&script).ok_or(KexecError::Script)?;
     let kernel = fetch(boot, &next.kernel)?;
@@ -95,7 +100,8 @@ pub(super) fn load_next(boot: Option<SocketAddrV4>, mac: Mac) -> Result<(), Kexe
 fn fetch(boot: SocketAddrV4, url: &str) -> Result<File, KexecError> {
     let (server, path) = split_url(url, boot).ok_or(KexecError::Script)?;
     let flags = MemfdFlags::CLOEXEC;
-    let memory = rustix::fs::memfd_create("wiglaf next kernel", flags).map_err(KexecError::Memory)?;
+    let memory =
+        rustix::fs::memfd_create("wiglaf next kernel", flags).map_err(KexecError::Memory)?;
     let mut file = File::from(memory);
     http::get(server, path, MAX_IMAGE_BYTES, &mut file)?;
     Ok(file)

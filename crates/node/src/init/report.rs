@@ -77,8 +77,17 @@ impl Report {
     }
 }
 
+/// Says that this machine's kernel runs.
+pub(crate) fn greet(server: SocketAddrV4, mac: Mac) -> Result<(), HttpError> {
+    http::post(server, &path(mac), &format!("{GREETING}\n")).map(|_| ())
+}
+
+fn path(mac: Mac) -> String {
+    format!("/lines/{mac}")
+}
+
 fn deliver(reader: File, server: SocketAddrV4, mac: Mac) {
-    let path = format!("/lines/{mac}");
+    let path = path(mac);
     let mut lines = BufReader::new(reader);
     let mut text = format!("{GREETING}\n");
     let mut is_clock_set = false;
@@ -158,8 +167,8 @@ fn set_clock(head: HeadTime, is_set: bool) -> Result<(), Errno> {
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
     let signed = |value: u128| i128::try_from(value).unwrap_or(i128::MAX);
-    let offset = i128::from(head.unix_ns) + signed((head.trip / 2).as_nanos())
-        - signed(own.as_nanos());
+    let offset =
+        i128::from(head.unix_ns) + signed((head.trip / 2).as_nanos()) - signed(own.as_nanos());
     if is_set && offset.unsigned_abs() < TOLERANCE_NS {
         return Ok(());
     }

@@ -11,7 +11,7 @@
 
 pub mod hold;
 mod namespace;
-mod network;
+pub(crate) mod network;
 mod subnet;
 
 pub use namespace::{NamespaceError, Obstacle};

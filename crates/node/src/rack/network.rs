@@ -2,14 +2,16 @@
 
 use super::subnet::Network;
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -170,6 +172,44 @@ impl RouteSocket {
         let new = RouteNetlinkMessage::NewAddress(message);
         let action = format!("give the device {name} the address {address}/{prefix_len}");
         self.change(new, NLM_F_CREATE | NLM_F_EXCL, action)
+    }
+
+    /// Takes an address from a device.
+    pub(crate) fn remove_address(
+        &mut self,
+        name: &str,
+        address: Ipv4Addr,
+        prefix_len: u8,
+    ) -> Result<(), NetworkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = prefix_len;
+        message.header.index = self.index_of(name)?;
+        message.attributes = vec![AddressAttribute::Local(address.into())];
+        let delete = RouteNetlinkMessage::DelAddress(message);
+        let action = format!("take the address {address}/{prefix_len} from the device {name}");
+        self.change(delete, 0, action)
+    }
+
+    /// Sends what is for other networks to this router, on the wire behind a device.
+    pub(crate) fn add_default_route(
+        &mut self,
+        name: &str,
+        router: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Dhcp;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![
+            RouteAttribute::Gateway(RouteAddress::Inet(router)),
+            RouteAttribute::Oif(self.index_of(name)?),
+        ];
+        let new = RouteNetlinkMessage::NewRoute(message);
+        let action = format!("send what is for others to the router {router}");
+        self.change(new, NLM_F_CREATE | NLM_F_REPLACE, action)
     }
 
     /// Removes a device; fine if there is none any more.

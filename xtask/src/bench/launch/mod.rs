@@ -16,9 +16,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+use crate::bench::ground::packages;
 use crate::bench::ground::report::Report;
 use crate::bench::ground::stage::Stage;
-use crate::bench::ground::{build_wiglaf, packages};
 use cluster::Cluster;
 use peers::Peers;
 
@@ -97,7 +97,7 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let binary = match (&args.binary, args.peers) {
         (_, true) => None,
         (Some(path), false) => Some(path.canonicalize().context("--binary")?),
-        (None, false) => Some(build_wiglaf()?),
+        (None, false) => Some(crate::binary::build()?),
     };
     packages::install_missing(peers::PACKAGES)?;
     let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);

@@ -17,11 +17,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
+use super::ground::packages;
 use super::ground::report::Report;
 use super::ground::stage::Stage;
-use super::ground::{build_wiglaf, packages};
 use crate::inputs::place::Place;
 use crate::inputs::{Store, by_name};
 use crate::run;
@@ -36,6 +36,11 @@ const TITLE: &str = "What builds cost";
 const INTRODUCTION: &str = "Medians, with the least and the most in parentheses; the contenders took turns in the same \
      run, each at a fresh copy at the same path. All nodes are on this machine's processors, so \
      that more of them make nothing faster but where they are slow.";
+const ABOUT_PEERS: &str = "distcc: lzo, no fallback to the head (DISTCC_FALLBACK=0), two slots for each \
+     node. icecream: two slots for each node, none on the head, and 8 s of rest before its builds: \
+     its nodes take nothing while they find their processors busy, with each other's work as well, \
+     and then it compiles on the head. A build of which it has distributed less than 70 % is a \
+     failure here. Both call the compiler for the kernel's host programs as well.";
 const REDIS: &str = "redis-deps";
 const LINUX: &str = "linux";
 /// Of even pieces, as one long piece would bound the time on many nodes.
@@ -50,7 +55,7 @@ struct Args {
     /// Without Wiglaf; on standard output only
     #[arg(long)]
     peers: bool,
-    /// Only these parts; on standard output only
+    /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
     /// Measure this binary rather than build one; on standard output only
@@ -79,8 +84,8 @@ struct Effort {
 }
 
 const FULL: Effort = Effort {
-    redis_rounds: 5,
-    linux_rounds: 2,
+    redis_rounds: 3,
+    linux_rounds: 1,
     cold_rounds: 3,
     killed_rounds: 3,
     slow_nodes: &[1, 2, 4, 8, 16],
@@ -103,27 +108,110 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let binary = match &args.binary {
         _ if args.peers => None,
         Some(path) => Some(path.canonicalize().context("--binary")?),
-        None => Some(build_wiglaf()?),
+        None => Some(crate::binary::build()?),
     };
     packages::install_missing(farm::PACKAGES)?;
     let store = Store::open()?;
-    let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
-    let failures = {
-        let stage = Stage::set()?;
-        report.machine(&versions()?, stage.groups.describe());
-        measure(&stage, &args, &effort, binary, &store, &mut report)?
-    };
-    let text = report.markdown();
-    println!("\n{text}");
+    let mut failures = Vec::new();
+    for part in Part::value_variants()
+        .iter()
+        .filter(|part| args.has(**part))
+    {
+        let mut report = Report::new(part.title(), &args.command_line(*part), part.about());
+        let outcome = Stage::set().and_then(|stage| {
+            report.machine(&versions()?, stage.groups.describe());
+            measure(*part, &stage, &effort, binary.clone(), &store, &mut report)
+        });
+        let text = report.markdown();
+        println!("\n{text}");
+        match outcome {
+            Ok(()) if args.is_written() => {
+                let path = store.workspace().join(TABLE);
+                let before = std::fs::read_to_string(&path).unwrap_or_default();
+                std::fs::write(&path, filed(&before, *part, &text))
+                    .with_context(|| format!("can't write {}", path.display()))?;
+                println!("written to {TABLE}");
+            }
+            Ok(()) => {}
+            Err(error) => {
+                println!("=== {} FAILED: {error:#}", part.title());
+                failures.push(format!("{}: {error:#}", part.title()));
+            }
+        }
+    }
     if !failures.is_empty() {
         bail!("not everything could be measured:\n{}", failures.join("\n"));
     }
-    if args.is_whole() {
-        let path = store.workspace().join(TABLE);
-        std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
-        println!("written to {TABLE}");
-    }
     Ok(())
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Part::Redis => "redis",
+            Part::Linux => "linux",
+            Part::Cold => "cold",
+            Part::Killed => "killed",
+            Part::Slow => "slow",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Part::Redis => "redis' libraries",
+            Part::Linux => "Linux",
+            Part::Cold => "The first build",
+            Part::Killed => "A node's death",
+            Part::Slow => "Slow nodes, and a slow hub",
+        }
+    }
+
+    fn about(self) -> &'static str {
+        match self {
+            Part::Redis | Part::Linux => {
+                "Total CPU is of everything that took part, head CPU of what ran outside the nodes."
+            }
+            Part::Cold => "Whoever builds first pays for what the nodes do not have yet.",
+            Part::Killed => "One node's agent is killed by SIGKILL while its compiler runs.",
+            Part::Slow => {
+                "Each node has a bounded share of a processor, so that more of them are faster; the \
+                 hub is one wire of 10 Mb/s for all."
+            }
+        }
+    }
+}
+
+/// Puts what one part has given into the table, in the place of what it gave before. The parts
+/// take hours together, so each has its own date and commit.
+fn filed(before: &str, part: Part, text: &str) -> String {
+    let mut whole = format!("# {TITLE}\n\n{INTRODUCTION}\n");
+    for each in Part::value_variants() {
+        let section = if *each == part {
+            text.lines()
+                .map(|line| match line.strip_prefix('#') {
+                    Some(_) => format!("#{line}\n"),
+                    None => format!("{line}\n"),
+                })
+                .collect()
+        } else {
+            match section_of(before, *each) {
+                Some(section) => section.to_owned(),
+                None => continue,
+            }
+        };
+        let name = each.name();
+        whole.push_str(&format!(
+            "\n<!-- {name} -->\n{section}<!-- end of {name} -->\n"
+        ));
+    }
+    whole
+}
+
+fn section_of(text: &str, part: Part) -> Option<&str> {
+    let name = part.name();
+    let (_, rest) = text.split_once(&format!("<!-- {name} -->\n"))?;
+    rest.split_once(&format!("<!-- end of {name} -->"))
+        .map(|(section, _)| section)
 }
 
 impl Args {
@@ -131,16 +219,15 @@ impl Args {
         self.only.is_empty() || self.only.contains(&part)
     }
 
-    fn is_whole(&self) -> bool {
-        !self.quick && !self.peers && self.only.is_empty() && self.binary.is_none()
+    fn is_written(&self) -> bool {
+        !self.quick && !self.peers && self.binary.is_none()
     }
 
-    fn command_line(&self) -> String {
-        let mut text = "cargo xtask bench make".to_owned();
+    fn command_line(&self, part: Part) -> String {
+        let mut text = format!("cargo xtask bench make --only {}", part.name());
         for (flag, is_given) in [
             (" --quick", self.quick),
             (" --peers", self.peers),
-            (" --only …", !self.only.is_empty()),
             (" --binary …", self.binary.is_some()),
         ] {
             if is_given {
@@ -151,91 +238,59 @@ impl Args {
     }
 }
 
-/// Measures part by part; one that fails is told of, and the others still run.
+/// Measures one part.
 fn measure(
+    part: Part,
     stage: &Stage,
-    args: &Args,
     effort: &Effort,
     binary: Option<PathBuf>,
     store: &Store,
     report: &mut Report,
-) -> Result<Vec<String>> {
+) -> Result<()> {
     // Not in /tmp, whose contents a node may have to itself.
     let work = PathBuf::from(format!("/var/tmp/wgb.{}", std::process::id()));
-    std::fs::create_dir(&work).with_context(|| format!("can't make {}", work.display()))?;
+    std::fs::create_dir_all(&work).with_context(|| format!("can't make {}", work.display()))?;
     stage.sweeper.add_dir(&work)?;
-    let most = effort.slow_nodes.iter().copied().max().unwrap_or(NODES);
-    let mut farm = Farm::lay(stage, most.max(NODES))?;
+    let most = match part {
+        Part::Slow => effort.slow_nodes.iter().copied().max().unwrap_or(NODES),
+        _ => NODES,
+    };
+    let mut farm = Farm::lay(stage, most)?;
     farm.start_distcc()?;
-    let takes_turns = args.has(Part::Redis) || args.has(Part::Linux);
-    if takes_turns {
-        farm.start_ice(NODES)?;
-    }
     let mut cluster = match binary {
         Some(binary) => Some(Cluster::start(stage, binary, NODES)?),
         None => None,
     };
     let ground = |name: &str| Ground::new(stage, Place::new(store, by_name(name)?, &work)?);
-    let mut failures = Vec::new();
-    let mut rows = Vec::new();
-    let redis = ground(REDIS)?;
-    if args.has(Part::Redis) {
-        rows.extend(parts::turns(
-            &redis,
-            effort.redis_rounds,
-            cluster.as_ref(),
-            &farm,
-        ));
-    }
-    if args.has(Part::Linux) && effort.linux_rounds > 0 {
-        let linux = ground(LINUX)?;
-        rows.extend(parts::turns(
-            &linux,
-            effort.linux_rounds,
-            cluster.as_ref(),
-            &farm,
-        ));
-    }
-    if takes_turns {
-        table::write_turns(&rows, report);
-    }
-    let mut tell = |name: &str, result: Result<()>, report: &mut Report| {
-        if let Err(error) = result {
-            println!("=== {name} FAILED: {error:#}");
-            failures.push(format!("{name}: {error:#}"));
-            report.note(format!("{name} could not be measured: {error:#}"));
+    match (part, &mut cluster) {
+        (Part::Redis | Part::Linux, cluster) => {
+            farm.start_ice(NODES)?;
+            let (name, rounds) = match part {
+                Part::Redis => (REDIS, effort.redis_rounds),
+                _ => (LINUX, effort.linux_rounds),
+            };
+            if rounds > 0 {
+                let rows = parts::turns(&ground(name)?, rounds, cluster.as_ref(), &farm);
+                table::write_turns(&rows, report);
+            }
+            report.note(ABOUT_PEERS.to_owned());
         }
-    };
-    if let Some(cluster) = &mut cluster {
-        if args.has(Part::Cold) {
-            let result = parts::cold(&redis, effort.cold_rounds, cluster)
-                .map(|cold| table::write_cold(REDIS, &cold, report));
-            tell("cold starts", result, report);
+        (Part::Cold, Some(cluster)) => {
+            let cold = parts::cold(&ground(REDIS)?, effort.cold_rounds, cluster)?;
+            table::write_cold(REDIS, &cold, report);
         }
-        if args.has(Part::Killed) {
-            let result = parts::killed(&redis, effort.killed_rounds, cluster)
-                .map(|killed| table::write_killed(REDIS, &killed, report));
-            tell("a node's death", result, report);
+        (Part::Killed, Some(cluster)) => {
+            let killed = parts::killed(&ground(REDIS)?, effort.killed_rounds, cluster)?;
+            table::write_killed(REDIS, &killed, report);
+        }
+        (Part::Cold | Part::Killed, None) => println!("nothing of this is the peers'"),
+        (Part::Slow, cluster) => {
+            let quota = Quota::new(stage)?;
+            let rows = parts::slow(&ground(SLOW)?, effort, cluster.as_mut(), &farm, &quota)?;
+            table::write_slow(SLOW, &rows, report);
         }
     }
-    if args.has(Part::Slow) {
-        let result = ground(SLOW)
-            .and_then(|lib| {
-                let quota = Quota::new(stage)?;
-                parts::slow(&lib, effort, cluster.as_mut(), &farm, &quota)
-            })
-            .map(|rows| table::write_slow(SLOW, &rows, report));
-        tell("slow nodes", result, report);
-    }
-    report.note(
-        "distcc: lzo, no fallback to the head (DISTCC_FALLBACK=0), two slots for each node. icecream: \
-         two slots for each node, none on the head, and 8 s of rest before its builds: its nodes take \
-         nothing while they find their processors busy, with each other's work as well, and then it \
-         compiles on the head. A build of which it has distributed less than 70 % is a failure here. \
-         Both call the compiler for the kernel's host programs as well."
-            .to_owned(),
-    );
-    Ok(failures)
+    Ok(())
 }
 
 fn versions() -> Result<String> {
@@ -243,4 +298,19 @@ fn versions() -> Result<String> {
     query.args(["-W", "-f", "${Package} ${Version}\n"]);
     query.args(["make", "gcc", "distcc", "icecc"]);
     Ok(run::output(&mut query)?.trim().replace('\n', ", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_takes_its_own_place_and_leaves_the_others() {
+        let text = filed("", Part::Slow, "# Slow\n\none\n");
+        let text = filed(&text, Part::Redis, "# Redis\n\n## T\n\ntwo\n");
+        assert!(text.find("## Redis").unwrap() < text.find("## Slow").unwrap());
+        assert!(text.contains("### T\n"));
+        let text = filed(&text, Part::Redis, "# Redis\n\nthree\n");
+        assert!(text.contains("three") && text.contains("one") && !text.contains("two"));
+    }
 }

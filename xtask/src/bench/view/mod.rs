@@ -22,9 +22,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+use super::ground::packages;
 use super::ground::report::Report;
 use super::ground::stage::Stage;
-use super::ground::{build_wiglaf, packages};
 use cable::{Cable, Wire};
 use cluster::Cluster;
 use contender::{Contender, Native, Outrun, Sshfs};
@@ -109,7 +109,7 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let binary = match &args.binary {
         _ if !args.has(Who::Wiglaf) => None,
         Some(path) => Some(path.canonicalize().context("--binary")?),
-        None => Some(build_wiglaf()?),
+        None => Some(crate::binary::build()?),
     };
     packages::install_missing(PACKAGES)?;
     let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 
-use crate::run;
+use crate::vm::BUSYBOX;
 use crate::vm::dnsmasq::Dnsmasq;
-use crate::vm::guest::{Firmware, Guest, Plan};
+use crate::vm::guest::{Firmware, Plan};
 use crate::vm::stage::Stage;
+use crate::vm::wire::{PORT, Wire};
+use crate::{debs, run};
 
 const BOOT: Duration = Duration::from_secs(120);
 /// What virtio's network card needs, in this order.
@@ -23,15 +25,15 @@ const MODULES: &[&str] = &[
 ];
 
 /// dnsmasq, iPXE's package and busybox boot a guest, by BIOS and by UEFI.
-pub(super) fn harness(stage: &Stage) -> Result<()> {
-    let wire = stage.wire("10.77.0.1/24")?;
+pub(super) fn harness(stage: &Stage<'_>) -> Result<()> {
+    let wire = Wire::lay(PORT, Some("10.77.0.1/24"))?;
     let files = stage.folder("tftp")?;
     fs::copy(&stage.kernel.image, files.join("kernel"))?;
     initramfs(stage, &files.join("initramfs"))?;
     fs::copy("/usr/lib/ipxe/snponly.efi", files.join("snponly.efi"))?;
     fs::write(
         files.join("script"),
-        "#!ipxe\nkernel tftp://10.77.0.2/kernel console=ttyS0 no_timer_check initrd=initramfs\n\
+        "#!ipxe\nkernel tftp://10.77.0.2/kernel console=tty0 console=ttyS0 no_timer_check initrd=initramfs\n\
          initrd tftp://10.77.0.2/initramfs\nboot\n",
     )?;
     wire.address("10.77.0.2/24")?;
@@ -49,28 +51,32 @@ pub(super) fn harness(stage: &Stage) -> Result<()> {
         ],
     )?;
     let bios = Plan::new("bios", Firmware::BiosIpxe);
-    let bios = Guest::start(&wire, bios, &stage.logs, &stage.dir)?;
+    let bios = stage.guest(&wire, bios)?;
     bios.wait_for("the initramfs runs", BOOT)?;
     stage.say("a guest with a BIOS has booted");
     // It ends by itself.
     bios.wait_for_end(BOOT)?;
     let uefi = Plan::new("uefi", Firmware::UefiPxe);
-    let uefi = Guest::start(&wire, uefi, &stage.logs, &stage.dir)?;
+    let uefi = stage.guest(&wire, uefi)?;
     uefi.wait_for("the initramfs runs", BOOT)?;
     stage.say("a guest with UEFI has booted");
     uefi.wait_for_end(BOOT)?;
-    if wire.lose(2).is_err() {
-        bail!("the wire can't lose frames");
-    }
+    let pc = Plan::new("screen", Firmware::BiosIpxe).screen();
+    let pc = stage.guest(&wire, pc)?;
+    pc.wait_for("the initramfs runs", BOOT)?;
+    stage.say("a guest's screen can be read");
+    wire.lose(2)?;
+    ensure!(wire.lost()? < 1_000, "the count of lost frames is wrong");
     Ok(())
 }
 
-fn initramfs(stage: &Stage, to: &Path) -> Result<()> {
+fn initramfs(stage: &Stage<'_>, to: &Path) -> Result<()> {
     let tree: PathBuf = stage.folder("initramfs")?;
-    for dir in ["bin", "dev", "lib", "proc"] {
+    for dir in ["bin", "dev", "lib"] {
         fs::create_dir(tree.join(dir))?;
     }
-    fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
+    let package = debs::fetch(&stage.workspace.join("target"), BUSYBOX)?;
+    fs::copy(package.join("bin/busybox"), tree.join("bin/busybox"))?;
     for module in MODULES {
         let name = format!("{module}.ko");
         let from = stage.kernel.modules.join("kernel/drivers").join(&name);
@@ -79,8 +85,8 @@ fn initramfs(stage: &Stage, to: &Path) -> Result<()> {
     }
     fs::write(
         tree.join("init"),
-        "#!/bin/busybox sh\nbusybox mount -t proc proc /proc\n\
-         busybox echo the initramfs runs\nbusybox poweroff -f\n",
+        "#!/bin/busybox sh\nbusybox mount -t devtmpfs devtmpfs /dev\n\
+         busybox echo the initramfs runs >/dev/tty0\nbusybox echo the initramfs runs\nbusybox sleep 2\nbusybox poweroff -f\n",
     )?;
     run::output(Command::new("chmod").arg("755").arg(tree.join("init")))?;
     let script = "cd \"$0\" && find . | cpio -o -H newc --quiet | gzip -1 >\"$1\"";

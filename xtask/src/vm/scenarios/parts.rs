@@ -101,8 +101,8 @@ pub(super) fn check_make(head: &Head<'_>, nodes: &[&str]) -> Result<()> {
     let sources = head.stage.workspace.join(PROGRAM);
     let copy = |name: &str| -> Result<_> {
         let dir = head.users_folder(name)?;
-        let files = fs::read_dir(&sources)
-            .with_context(|| format!("can't read {}", sources.display()))?;
+        let files =
+            fs::read_dir(&sources).with_context(|| format!("can't read {}", sources.display()))?;
         for file in files.flatten() {
             fs::copy(file.path(), dir.join(file.file_name()))?;
         }

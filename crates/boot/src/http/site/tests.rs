@@ -169,7 +169,7 @@ fn where_others_give_addresses_the_script_opens_the_image() {
 fn lines_are_cleaned_and_bounded() {
     let mut site = site();
     let its = asker(FULL, ITS, Some(KNOWN));
-    let body = format!("stage init\nred \x1b[31m\u{7}alarm\r\n{}\n\xe9", "x".repeat(900));
+    let body = format!("stage init\nred \x1b[31m\u{7}alarm\r\n{}\n\u{e9}", "x".repeat(900));
     let decision = post(&mut site, 0, its, KNOWN, body.as_bytes());
     let Decision::Lines {
         mac,

@@ -349,7 +349,9 @@ impl Session {
     fn tell_ended(&mut self) {
         if self.verbose {
             for line in self.broker.take_ended() {
-                eprintln!("wiglaf: {line}");
+                let line = format!("wiglaf: {line}\n");
+                // At once: make and its lines write there, too.
+                eprint!("{line}");
             }
         }
     }

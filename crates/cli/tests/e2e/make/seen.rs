@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Tree, succeeded};
-use crate::cluster::{ALICE, Cluster, PATIENCE, User, output_of, text};
+use crate::cluster::{ALICE, Cluster, PATIENCE, User, is_root, output_of, skip, text};
 use crate::terminal::Shell;
 
 /// Both outputs, colours, columns, and a name that is opened again.
@@ -220,5 +220,15 @@ fn a_node_hears_of_no_jobserver() {
     assert_eq!(code, Some(0), "{ours}");
     assert!(!ours.contains("jobserver"), "{ours}");
     assert!(ours.contains("[-j --x]"), "{ours}");
+    cluster.down();
+}
+
+#[test]
+fn a_users_own_cluster_shows_what_make_shows() {
+    if !is_root() {
+        return skip("becomes another user");
+    }
+    let cluster = Cluster::start_as(ALICE, 2);
+    looks_as_make_does(&cluster, &Tree::new(&cluster, ALICE));
     cluster.down();
 }

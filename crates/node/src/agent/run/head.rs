@@ -125,7 +125,14 @@ impl Agent {
     }
 
     pub(super) fn welcomed(&mut self, name: String, pids: PidBlock) -> Result<(), AgentError> {
-        self.trouble = None;
+        let was_lost = self.trouble.take().is_some();
+        if self.clock.is_some() && (self.spawner.is_none() || was_lost) {
+            // Its console is where somebody waits for this.
+            log(
+                &name,
+                &format_args!("this machine is {name}: it takes tasks now"),
+            );
+        }
         if self.name != name {
             entitle(&name);
             self.name = name;

@@ -1,5 +1,6 @@
 //! Joining, however long it takes.
 
+use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -8,13 +9,19 @@ use wiglaf_linux::signal::SignalFd;
 use wiglaf_wire::boot::Mac;
 
 use super::{AgentConfig, AgentError, SIGINT, SIGTERM, log};
-use crate::join::{Admission, join, join_booted};
+use crate::init::greet;
+use crate::join::{Admission, JoinError, join, join_booted};
 
 /// Wait before a machine that could not join tries again; it doubles each time.
 const FIRST_JOIN_PAUSE: Duration = Duration::from_millis(100);
 const LAST_JOIN_PAUSE: Duration = Duration::from_secs(5);
 /// Wait between two questions whether somebody has approved the machine.
 const APPROVAL_PAUSE: Duration = Duration::from_secs(2);
+/// The head lets a machine join once, soon after it booted: one whose agent or whose head has
+/// started anew since has to say again that it is there. How often it does.
+const GREETING_PERIOD: Duration = Duration::from_secs(10);
+/// How long the head may take to hear of that.
+const GREETING_PAUSE: Duration = Duration::from_millis(300);
 /// How often its code is shown anew: it may have scrolled away.
 const CODE_PERIOD: Duration = Duration::from_secs(60);
 
@@ -48,6 +55,7 @@ pub(super) fn join_as_booted(
     config: &AgentConfig,
     authority: [u8; 32],
     mac: Mac,
+    boot: Option<SocketAddrV4>,
     signals: &SignalFd,
 ) -> Result<Option<NodeIdentity>, AgentError> {
     let identity = AgentIdentity::create()?;
@@ -55,6 +63,7 @@ pub(super) fn join_as_booted(
     let mut pause = FIRST_JOIN_PAUSE;
     let mut trouble = None;
     let mut shown: Option<Instant> = None;
+    let mut greeted: Option<Instant> = None;
     loop {
         match join_booted(config.head, authority, mac, &identity) {
             Ok(Admission::Node(identity)) => return Ok(Some(identity)),
@@ -67,6 +76,19 @@ pub(super) fn join_as_booted(
                 }
             }
             Err(error) => {
+                if let JoinError::Refused { .. } = &error
+                    && let Some(boot) = boot
+                    && greeted.is_none_or(|at| at.elapsed() >= GREETING_PERIOD)
+                {
+                    greeted = Some(Instant::now());
+                    // If the boot service can't be reached now, it can later.
+                    if greet(boot, mac).is_ok() {
+                        if is_asked_to_leave(signals, GREETING_PAUSE)? {
+                            return Ok(None);
+                        }
+                        continue;
+                    }
+                }
                 let text = error.to_string();
                 if trouble.as_ref() != Some(&text) {
                     log(&config.address, &format_args!("{text}; trying again"));

@@ -118,8 +118,8 @@ impl Client {
         client
     }
 
-    /// The lease, if there is one.
-    pub(super) fn lease(&self) -> Option<&Lease> {
+    #[cfg(test)]
+    fn lease(&self) -> Option<&Lease> {
         match &self.state {
             State::Bound { lease, .. } => Some(lease),
             _ => None,

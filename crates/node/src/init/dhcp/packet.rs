@@ -331,7 +331,10 @@ pub(super) mod tests {
         let name = encoded(&[(12, b"n9")]);
         bytes[44..44 + name.len()].copy_from_slice(&name);
         let reply = Reply::parse(&bytes).unwrap();
-        assert_eq!(reply.cluster, Cluster::parse("head=10.7.0.1:7494 boot=10.7.0.1:7480 cluster=c1"));
+        assert_eq!(
+            reply.cluster,
+            Cluster::parse("head=10.7.0.1:7494 boot=10.7.0.1:7480 cluster=c1")
+        );
         assert_eq!(reply.host_name.as_deref(), Some("n9"));
     }
 

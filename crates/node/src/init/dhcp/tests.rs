@@ -21,8 +21,7 @@ fn reply_from(
 ) -> Vec<u8> {
     let kind = [kind];
     let server = server.octets();
-    let mut options: Vec<(u8, &[u8])> =
-        vec![(53, &kind), (54, &server), (1, &[255, 255, 255, 0])];
+    let mut options: Vec<(u8, &[u8])> = vec![(53, &kind), (54, &server), (1, &[255, 255, 255, 0])];
     options.extend_from_slice(more);
     answer(client.transaction, address, &options)
 }
@@ -59,7 +58,10 @@ fn bound(lease: &[u8]) -> Client {
     let offer = reply(&client, 2, OWN, &[HEAD]);
     assert_eq!(sent(&packet(&mut client, 10, &offer)), [3]);
     let ack = reply(&client, 5, OWN, &[HEAD, (51, lease), (12, b"n1")]);
-    assert!(matches!(packet(&mut client, 20, &ack)[..], [Output::Bound(_)]));
+    assert!(matches!(
+        packet(&mut client, 20, &ack)[..],
+        [Output::Bound(_)]
+    ));
     client
 }
 

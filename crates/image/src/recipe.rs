@@ -1,0 +1,377 @@
+//! What an image is made of, and the making.
+
+use std::fs::{self, File as Disk};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use ring::digest::{Context, SHA256};
+
+use crate::compress::{Code, Compression, Encoder};
+use crate::cpio::{Archive, ArchiveError, Content};
+use crate::elf;
+use crate::firmware::{self, FirmwareError};
+use crate::include::{Include, IncludeError};
+use crate::kernel::{Kernel, KernelChoice, KernelError};
+use crate::modules::{self, ModuleError, Selection, Tree, Wanted};
+use crate::store::{self, File, Images, Manifest, Module, StoreError};
+
+/// Enough for two images never to have the same.
+const ID_DIGITS: usize = 12;
+
+const COPY_BYTES: usize = 256 << 10;
+
+/// What somebody wants.
+#[derive(Debug)]
+pub struct Recipe {
+    /// What it is called; letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    /// Which kernel.
+    pub kernel: KernelChoice,
+    /// The static program that nodes run as /init.
+    pub init: PathBuf,
+    /// Its version.
+    pub version: String,
+    /// SHA-256 of the certificate that the nodes trust.
+    pub authority: [u8; 32],
+    /// Programs by name or path, and directories, that are there without the head.
+    pub include: Vec<PathBuf>,
+    /// Modules by name, loaded in any case.
+    pub modules: Vec<String>,
+    /// Directories with firmware, asked before this machine's own.
+    pub firmware: Vec<PathBuf>,
+    /// With what nodes need for their own disks.
+    pub disk: bool,
+    /// Else the smallest that the kernel can undo.
+    pub compression: Option<Compression>,
+}
+
+/// An image can't be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Not a name.
+    #[error("{0:?} is no name for an image: letters, digits, `-`, `_` and `.`, at most 40 of them")]
+    Name(String),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// A module.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// Firmware.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
+    /// A program.
+    #[error(transparent)]
+    Include(#[from] IncludeError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The program for the nodes.
+    #[error("{path} can't be /init: {reason}")]
+    Init {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The kernel can't undo it.
+    #[error("kernel {version} can't unpack an initramfs that is compressed by {name}")]
+    Compression {
+        /// Which kernel.
+        version: String,
+        /// Which way.
+        name: &'static str,
+    },
+    /// Something can't be read, or the result not written.
+    #[error("{0}")]
+    Archive(String),
+}
+
+impl From<ArchiveError> for BuildError {
+    fn from(error: ArchiveError) -> BuildError {
+        BuildError::Archive(error.to_string())
+    }
+}
+
+impl BuildError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            BuildError::Kernel(error) => error.hint(),
+            BuildError::Module(ModuleError::Missing { name, .. }) if name == "fuse" => Some(
+                "the head's files are shown by FUSE: nodes need a kernel that has it, as those \
+                 of distributions do"
+                    .into(),
+            ),
+            BuildError::Store(StoreError::Disk { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Some("images belong to who made the cluster: use the same user, mostly root".into())
+            }
+            BuildError::Init { .. } => {
+                Some("build wiglaf as its README says; it is static then".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Built {
+    /// The image.
+    pub manifest: Manifest,
+    /// It was not there before.
+    pub is_new: bool,
+    /// What it lacks.
+    pub warnings: Vec<String>,
+}
+
+impl Recipe {
+    /// Builds it and keeps it; says meanwhile what it does.
+    ///
+    /// # Errors
+    /// Something is missing; the message names it.
+    pub fn build(
+        &self,
+        images: &Images,
+        made_s: u64,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Built, BuildError> {
+        if !store::is_plain(&self.name) || self.name.len() > 40 {
+            return Err(BuildError::Name(self.name.clone()));
+        }
+        let kernel = Kernel::find(&self.kernel)?;
+        let (init, arch) = self.init()?;
+        let compression = self.compression(&kernel)?;
+        say(&format!("kernel {}: choosing its modules", kernel.version));
+        let mut tree = Tree::open(&kernel.modules)?;
+        let wanted = Wanted {
+            named: self.modules.clone(),
+            disk: self.disk,
+        };
+        let selection = modules::select(&mut tree, &wanted)?;
+        let firmware = firmware::collect(&selection.firmware, &self.firmware)?;
+        let mut warnings = firmware::warnings(&firmware);
+
+        let mut archive = Archive::new();
+        archive.file(Path::new("/init"), 0o755, init)?;
+        let authority = hex(&self.authority);
+        let line = format!("{authority}\n");
+        archive.file(Path::new("/etc/wiglaf/authority"), 0o644, line)?;
+        let listed = list_modules(&selection);
+        put_modules(&mut archive, &kernel.version, selection)?;
+        for (name, bytes) in &firmware.files {
+            let path = Path::new("/lib/firmware").join(name);
+            archive.file(&path, 0o644, bytes.clone())?;
+        }
+        for program in &self.include {
+            say(&format!("including {}", program.display()));
+            let mut include = Include::new(&mut archive);
+            include.program(program)?;
+            warnings.append(&mut include.warnings);
+        }
+
+        let unpacked = archive.size();
+        say(&format!(
+            "compressing {}.{} MB by {}",
+            unpacked / 1_000_000,
+            unpacked / 100_000 % 10,
+            compression.name()
+        ));
+        let new = images.begin()?;
+        let initramfs = {
+            let code = code_for(&kernel, arch);
+            write_initramfs(archive, compression, code, &new.file(store::INITRAMFS))?
+        };
+        let kernel_file = copy(&kernel.image, &new.file(store::KERNEL))?;
+        let mut contents = Context::new(&SHA256);
+        contents.update(kernel_file.sha256.as_bytes());
+        contents.update(initramfs.sha256.as_bytes());
+        let hash = hex(contents.finish().as_ref());
+        let manifest = Manifest {
+            id: format!("{}-{}", self.name, &hash[..ID_DIGITS]),
+            name: self.name.clone(),
+            made_s,
+            wiglaf: self.version.clone(),
+            kernel_version: kernel.version,
+            arch: arch.to_owned(),
+            authority,
+            kernel: kernel_file,
+            initramfs,
+            compression,
+            unpacked,
+            modules: listed,
+            firmware: firmware.files.into_keys().collect(),
+            missing_firmware: firmware.missing.into_values().flatten().collect(),
+            included: self
+                .include
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect(),
+        };
+        let is_new = images.keep(&new, &manifest)?;
+        Ok(Built {
+            manifest,
+            is_new,
+            warnings,
+        })
+    }
+
+    /// The program, without what only debuggers read, and what it runs on.
+    fn init(&self) -> Result<(Vec<u8>, &'static str), BuildError> {
+        let refuse = |reason: String| BuildError::Init {
+            path: self.init.clone(),
+            reason,
+        };
+        let bytes = fs::read(&self.init).map_err(|error| refuse(error.to_string()))?;
+        let object = elf::parse(&bytes).ok_or_else(|| refuse("it is no program".into()))?;
+        if let Some(interpreter) = object.interpreter {
+            return Err(refuse(format!(
+                "it is linked with libraries, and wants {interpreter}"
+            )));
+        }
+        let stripped = elf::without_sections(&bytes);
+        let stripped = stripped.ok_or_else(|| refuse("it is not a 64-bit program".into()))?;
+        Ok((stripped, object.machine.name()))
+    }
+
+    /// What was asked for, if the kernel can undo it; else the smallest that it can.
+    fn compression(&self, kernel: &Kernel) -> Result<Compression, BuildError> {
+        // Where nothing tells, it is a distribution's kernel, and theirs can.
+        let can = |method: Compression| match method {
+            Compression::Xz => kernel.has("CONFIG_RD_XZ") != Some(false),
+            Compression::Zstd => kernel.has("CONFIG_RD_ZSTD") != Some(false),
+            Compression::None => true,
+        };
+        if let Some(asked) = self.compression {
+            return if can(asked) {
+                Ok(asked)
+            } else {
+                Err(BuildError::Compression {
+                    version: kernel.version.clone(),
+                    name: asked.name(),
+                })
+            };
+        }
+        let smallest_first = [Compression::Xz, Compression::Zstd];
+        let found = smallest_first.into_iter().find(|method| can(*method));
+        Ok(found.unwrap_or(Compression::None))
+    }
+}
+
+fn code_for(kernel: &Kernel, arch: &str) -> Code {
+    let can = kernel.has("CONFIG_XZ_DEC_X86") != Some(false);
+    if arch == "x86_64" && can {
+        Code::X86
+    } else {
+        Code::Other
+    }
+}
+
+fn list_modules(selection: &Selection) -> Vec<Module> {
+    let names = selection.files.keys();
+    let listed = names.map(|name| Module {
+        name: name.clone(),
+        always: selection.always.contains(name),
+    });
+    listed.collect()
+}
+
+/// The files, and the two lists that /init reads.
+fn put_modules(
+    archive: &mut Archive,
+    version: &str,
+    selection: Selection,
+) -> Result<(), ArchiveError> {
+    let place = |name: &str| format!("/lib/modules/{version}/{name}.ko");
+    let always = selection.always.iter();
+    let order: String = always.map(|name| format!("{}\n", place(name))).collect();
+    let aliases = selection.aliases.iter();
+    let aliases: String = aliases
+        .map(|(pattern, name)| format!("{pattern} {}\n", place(name)))
+        .collect();
+    archive.file(Path::new("/etc/wiglaf/modules"), 0o644, order)?;
+    archive.file(Path::new("/etc/wiglaf/modules.alias"), 0o644, aliases)?;
+    for (name, bytes) in selection.files {
+        let path = place(&name);
+        archive.content(Path::new(&path), 0o644, Content::Bytes(bytes), None)?;
+    }
+    Ok(())
+}
+
+fn write_initramfs(
+    archive: Archive,
+    compression: Compression,
+    code: Code,
+    path: &Path,
+) -> Result<File, BuildError> {
+    let failed = |error: io::Error| BuildError::Archive(format!("{}: {error}", path.display()));
+    let out = Hashed::new(Disk::create(path).map_err(failed)?);
+    let encoder = Encoder::new(compression, code, out).map_err(failed)?;
+    let mut buffered = BufWriter::with_capacity(COPY_BYTES, encoder);
+    archive.write(&mut buffered)?;
+    let encoder = buffered
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
+    Ok(encoder.finish().map_err(failed)?.done())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<File, BuildError> {
+    let read = |source| KernelError::Read {
+        path: from.to_owned(),
+        source,
+    };
+    let write = |error: io::Error| BuildError::Archive(format!("{}: {error}", to.display()));
+    let mut source = Disk::open(from).map_err(read)?;
+    let mut out = Hashed::new(Disk::create(to).map_err(write)?);
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let count = source.read(&mut buffer).map_err(read)?;
+        if count == 0 {
+            return Ok(out.done());
+        }
+        out.write_all(&buffer[..count]).map_err(write)?;
+    }
+}
+
+/// A file that is hashed as it is written.
+struct Hashed {
+    file: Disk,
+    hash: Context,
+    size: u64,
+}
+
+impl Hashed {
+    fn new(file: Disk) -> Hashed {
+        Hashed {
+            file,
+            hash: Context::new(&SHA256),
+            size: 0,
+        }
+    }
+
+    fn done(self) -> File {
+        File {
+            size: self.size,
+            sha256: hex(self.hash.finish().as_ref()),
+        }
+    }
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

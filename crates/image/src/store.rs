@@ -1,0 +1,317 @@
+//! The images of a cluster: a directory for each, named by what is in it.
+
+use std::fs::{self, File as Disk, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::compress::Compression;
+
+/// The names of an image's files; the boot service serves the first two by them.
+pub(crate) const KERNEL: &str = "kernel";
+pub(crate) const INITRAMFS: &str = "initramfs";
+const MANIFEST: &str = "manifest.json";
+
+/// Directories that are not images yet begin so, and end with the process's number.
+const UNFINISHED: &str = ".new-";
+
+/// A manifest is some kilobytes.
+const MAX_MANIFEST: u64 = 16 << 20;
+
+/// An image can't be kept, found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk's word.
+    #[error("{path}: {source}")]
+    Disk {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is none.
+    #[error("there is no image {wanted}{}", list_of(.known))]
+    Unknown {
+        /// What was asked for.
+        wanted: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// Its description is damaged.
+    #[error("{path} is damaged: {reason}; remove its directory and build the image again")]
+    Damaged {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+fn list_of(ids: &[String]) -> String {
+    if ids.is_empty() {
+        ": `wiglaf image build` makes one".into()
+    } else {
+        format!("; there are: {}", ids.join(", "))
+    }
+}
+
+/// A file of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Bytes.
+    pub size: u64,
+    /// In hexadecimal digits.
+    pub sha256: String,
+}
+
+/// A kernel module of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Loaded on every node, rather than for a device that is there.
+    pub always: bool,
+}
+
+/// What an image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Its name and the beginning of the hash of its contents.
+    pub id: String,
+    /// What somebody called it.
+    pub name: String,
+    /// When it was built, in seconds since 1970. Not part of what the hash is of.
+    pub made_s: u64,
+    /// The version of the program that nodes run.
+    pub wiglaf: String,
+    /// The kernel's version.
+    pub kernel_version: String,
+    /// The machines that it is for, as uname(1) calls them.
+    pub arch: String,
+    /// SHA-256 of the certificate that the nodes trust.
+    pub authority: String,
+    /// The kernel.
+    pub kernel: File,
+    /// The initramfs.
+    pub initramfs: File,
+    /// How that is compressed.
+    pub compression: Compression,
+    /// Bytes that it takes in a node's memory.
+    pub unpacked: u64,
+    /// Modules in it.
+    pub modules: Vec<Module>,
+    /// Firmware in it.
+    pub firmware: Vec<String>,
+    /// Firmware that its modules ask for and that was not found.
+    pub missing_firmware: Vec<String>,
+    /// Programs and directories that were included.
+    pub included: Vec<String>,
+}
+
+/// The directory of all images.
+#[derive(Clone, Debug)]
+pub struct Images {
+    dir: PathBuf,
+}
+
+impl Images {
+    /// Those below a cluster's state directory.
+    pub fn of(state: &Path) -> Images {
+        Images {
+            dir: state.join("images"),
+        }
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// All of them, the newest first. What is not an image, or not whole, is passed over.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn list(&self) -> Result<Vec<Manifest>, StoreError> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(disk(&self.dir)(source)),
+        };
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
+        let images = names
+            .filter(|name| !name.starts_with('.'))
+            .filter_map(|name| self.read(&name).ok());
+        let mut images: Vec<_> = images.collect();
+        images.sort_by(|one, other| {
+            let newest_first = other.made_s.cmp(&one.made_s);
+            newest_first.then_with(|| one.id.cmp(&other.id))
+        });
+        Ok(images)
+    }
+
+    /// One, by its ID, or by a name: then the newest of that name.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn get(&self, wanted: &str) -> Result<Manifest, StoreError> {
+        let images = self.list()?;
+        let by_id = images.iter().find(|image| image.id == wanted);
+        let found = by_id.or_else(|| images.iter().find(|image| image.name == wanted));
+        match found {
+            Some(image) => Ok(image.clone()),
+            // Perhaps it is there, but damaged.
+            None if is_plain(wanted) && self.dir.join(wanted).join(MANIFEST).exists() => {
+                self.read(wanted)
+            }
+            None => Err(StoreError::Unknown {
+                wanted: wanted.to_owned(),
+                known: images.into_iter().map(|image| image.id).collect(),
+            }),
+        }
+    }
+
+    /// Removes one. That nobody boots it is for the caller to know.
+    ///
+    /// # Errors
+    /// It is not there, or can't be removed.
+    pub fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let path = self.dir.join(id);
+        if !is_plain(id) || !path.is_dir() {
+            let known = self.list()?.into_iter().map(|image| image.id).collect();
+            return Err(StoreError::Unknown {
+                wanted: id.to_owned(),
+                known,
+            });
+        }
+        // First out of sight, so that half of it is never served.
+        let hidden = self.unfinished();
+        fs::rename(&path, &hidden).map_err(disk(&path))?;
+        fs::remove_dir_all(&hidden).map_err(disk(&hidden))
+    }
+
+    /// A directory for the files of a new image.
+    pub(crate) fn begin(&self) -> Result<Unfinished, StoreError> {
+        fs::create_dir_all(&self.dir).map_err(disk(&self.dir))?;
+        let everybody = Permissions::from_mode(0o755);
+        fs::set_permissions(&self.dir, everybody.clone()).map_err(disk(&self.dir))?;
+        self.sweep();
+        let path = self.unfinished();
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).map_err(disk(&path))?;
+        fs::set_permissions(&path, everybody).map_err(disk(&path))?;
+        Ok(Unfinished { path })
+    }
+
+    /// Puts a finished one in its place. Says whether it is new.
+    pub(crate) fn keep(&self, new: &Unfinished, manifest: &Manifest) -> Result<bool, StoreError> {
+        let text = serde_json::to_vec_pretty(manifest).map_err(io::Error::from);
+        let path = new.path.join(MANIFEST);
+        let mut text = text.map_err(disk(&path))?;
+        text.push(b'\n');
+        fs::write(&path, text).map_err(disk(&path))?;
+        for name in [KERNEL, INITRAMFS, MANIFEST] {
+            let path = new.path.join(name);
+            let file = Disk::open(&path).map_err(disk(&path))?;
+            let everybody = Permissions::from_mode(0o644);
+            file.set_permissions(everybody).map_err(disk(&path))?;
+            file.sync_all().map_err(disk(&path))?;
+        }
+        let place = self.dir.join(&manifest.id);
+        match fs::rename(&new.path, &place) {
+            Ok(()) => {}
+            // The same bytes have the same name.
+            Err(error) if self.read(&manifest.id).is_ok() => {
+                let is_there = matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                );
+                return if is_there {
+                    Ok(false)
+                } else {
+                    Err(disk(&place)(error))
+                };
+            }
+            Err(error) => return Err(disk(&place)(error)),
+        }
+        let dir = Disk::open(&self.dir).map_err(disk(&self.dir))?;
+        dir.sync_all().map_err(disk(&self.dir))?;
+        Ok(true)
+    }
+
+    fn read(&self, id: &str) -> Result<Manifest, StoreError> {
+        let path = self.dir.join(id).join(MANIFEST);
+        let size = fs::metadata(&path).map_err(disk(&path))?.len();
+        let damaged = |reason: String| StoreError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        if size > MAX_MANIFEST {
+            return Err(damaged("it is too large".into()));
+        }
+        let text = fs::read(&path).map_err(disk(&path))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        for (name, file) in [(KERNEL, &manifest.kernel), (INITRAMFS, &manifest.initramfs)] {
+            let size = fs::metadata(self.dir.join(id).join(name)).map(|data| data.len());
+            if size.ok() != Some(file.size) {
+                return Err(damaged(format!("{name} is not of its size")));
+            }
+        }
+        if manifest.id != id {
+            return Err(damaged(format!("it is of {}", manifest.id)));
+        }
+        Ok(manifest)
+    }
+
+    fn unfinished(&self) -> PathBuf {
+        self.dir.join(format!("{UNFINISHED}{}", std::process::id()))
+    }
+
+    /// What builders left that were killed.
+    fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED));
+            let is_dead = pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+            if is_dead {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+/// An image's files before they have their place; gone if they don't get one.
+#[derive(Debug)]
+pub(crate) struct Unfinished {
+    path: PathBuf,
+}
+
+impl Unfinished {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Mostly it has been renamed.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Whether it may be a directory's name, and an image's in a URL.
+pub(crate) fn is_plain(name: &str) -> bool {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 64 && name.chars().all(is_good) && !name.starts_with('.')
+}
+
+fn disk(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    |source| StoreError::Disk {
+        path: path.to_owned(),
+        source,
+    }
+}
