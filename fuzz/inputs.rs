@@ -1,6 +1,5 @@
 //! Bytes of a peer through each part of the boot service that reads them. For libFuzzer, and for
 //! the test in `crates/boot/tests/corpus.rs`.
-#![allow(dead_code, reason = "each target uses one of them")]
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::rc::Rc;
@@ -48,7 +47,7 @@ fn settings(service: AddressService, is_adopted: bool) -> BootSettings {
 }
 
 /// One packet, to servers that know its sender and servers that don't.
-pub fn dhcp(bytes: &[u8]) {
+pub(crate) fn dhcp(bytes: &[u8]) {
     if let Ok(packet) = Packet::parse(bytes) {
         let again = packet.emit(usize::MAX);
         if again.len() <= MAX_BYTES {
@@ -93,7 +92,7 @@ fn check(effects: &[Effect]) {
 }
 
 /// A client's packets: the first asks, the others go to the transfer.
-pub fn tftp(bytes: &[u8]) {
+pub(crate) fn tftp(bytes: &[u8]) {
     let mut packets = Vec::new();
     let mut rest = bytes;
     while let Some((length, after)) = rest.split_at_checked(LENGTH_BYTES) {
@@ -121,7 +120,7 @@ pub fn tftp(bytes: &[u8]) {
 }
 
 /// A client's bytes, at once and one by one.
-pub fn http(bytes: &[u8]) {
+pub(crate) fn http(bytes: &[u8]) {
     let _ = request::parse(bytes);
     for pieces in [bytes.len().max(1), 1] {
         let mut site = Site::new(settings(AddressService::Full, true));
@@ -170,7 +169,7 @@ fn serve(connection: &mut Connection, site: &mut Site) {
 }
 
 /// An ICMPv6 message.
-pub fn router(bytes: &[u8]) {
+pub(crate) fn router(bytes: &[u8]) {
     let local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
     for from in [local, Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST] {
         if let Some(to) = router::asker(bytes, from, Some(255)) {

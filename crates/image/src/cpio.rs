@@ -96,6 +96,7 @@ impl Archive {
         Archive { entries }
     }
 
+    #[cfg(test)]
     pub(crate) fn contains(&self, path: &Path) -> bool {
         self.entries.contains_key(&place(path))
     }

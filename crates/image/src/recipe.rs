@@ -135,7 +135,7 @@ impl Recipe {
     pub fn build(
         &self,
         images: &Images,
-        made_s: u64,
+        made_s: i64,
         say: &mut dyn FnMut(&str),
     ) -> Result<Built, BuildError> {
         if !store::is_plain(&self.name) || self.name.len() > 40 {

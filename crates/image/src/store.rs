@@ -83,7 +83,7 @@ pub struct Manifest {
     /// What somebody called it.
     pub name: String,
     /// When it was built, in seconds since 1970. Not part of what the hash is of.
-    pub made_s: u64,
+    pub made_s: i64,
     /// The version of the program that nodes run.
     pub wiglaf: String,
     /// The kernel's version.

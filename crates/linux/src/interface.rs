@@ -98,6 +98,47 @@ pub fn set_address(name: &str, address: Ipv4Addr, prefix: u8) -> Result<(), Errn
     bring_up(name)
 }
 
+/// What an interface is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About {
+    /// Its Ethernet address; `None`: it is no Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// It is up, and its cable leads somewhere.
+    pub is_running: bool,
+}
+
+/// The names of all interfaces of the caller's network namespace (`/proc/net/dev`; `/sys` may
+/// show another's).
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn names() -> std::io::Result<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/net/dev")?;
+    let name = |line: &str| Some(line.split_once(':')?.0.trim().to_owned());
+    Ok(text.lines().filter_map(name).collect())
+}
+
+/// What the interface is.
+///
+/// # Errors
+/// `ENODEV`: there is no such interface.
+pub fn about(name: &str) -> Result<About, Errno> {
+    let socket = socket()?;
+    let mut request = Request::new(name)?;
+    request.ask(&socket, libc::SIOCGIFFLAGS)?;
+    let flags = u16::from_ne_bytes([request.value[0], request.value[1]]);
+    let running = u16::try_from(libc::IFF_UP | libc::IFF_RUNNING).unwrap_or(0x41);
+    let mut request = Request::new(name)?;
+    request.ask(&socket, libc::SIOCGIFHWADDR)?;
+    let kind = u16::from_ne_bytes([request.value[0], request.value[1]]);
+    let mut mac = [0; 6];
+    mac.copy_from_slice(&request.value[2..8]);
+    Ok(About {
+        mac: (kind == libc::ARPHRD_ETHER).then_some(mac),
+        is_running: flags & running == running,
+    })
+}
+
 /// Brings the interface up.
 ///
 /// # Errors
@@ -119,6 +160,8 @@ mod tests {
     #[test]
     fn the_loopback_has_its_address() {
         assert_eq!(address("lo"), Ok(Some((Ipv4Addr::LOCALHOST, 8))));
+        assert!(names().unwrap().contains(&"lo".to_owned()));
+        assert_eq!(about("lo").unwrap().mac, None);
         assert_eq!(address("none such"), Err(Errno::NODEV));
         assert_eq!(address("a name that is far too long"), Err(Errno::NODEV));
     }

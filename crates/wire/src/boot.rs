@@ -286,6 +286,11 @@ pub enum BootRequest {
         /// Node set.
         nodes: String,
     },
+    /// The nodes' way to the outer world through the head, by this interface; `None` ends it.
+    Gateway {
+        /// The interface that leads outward.
+        outer: Option<String>,
+    },
     /// The boot log of a node.
     Log {
         /// The node's name, or its Ethernet address.
@@ -304,6 +309,8 @@ pub struct BootStatus {
     pub http: Vec<SocketAddrV4>,
     /// What machines boot for which nothing else is said.
     pub image: Option<String>,
+    /// The interface by which nodes reach the outer world through the head.
+    pub gateway: Option<String>,
     /// Until when every machine is adopted, in seconds since the Epoch.
     pub adopts_until_s: Option<i64>,
     /// What an administrator should know, newest last: when, in seconds since the Epoch, and what.

@@ -1,6 +1,6 @@
 //! What a guest shows: on its serial line, or on its screen.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,6 @@ pub(super) struct Console {
     /// Where it is kept.
     path: PathBuf,
     screen: Option<Screen>,
-    /// What was shown before is past.
-    mark: Cell<usize>,
 }
 
 /// A screen is looked at through QEMU's monitor.
@@ -42,7 +40,6 @@ impl Console {
         Console {
             path: path.to_owned(),
             screen: None,
-            mark: Cell::new(0),
         }
     }
 
@@ -66,17 +63,6 @@ impl Console {
         }
     }
 
-    /// What was shown since the mark.
-    pub(super) fn news(&self) -> String {
-        let text = self.text();
-        text.get(self.mark.get()..).unwrap_or_default().to_owned()
-    }
-
-    /// Waiting looks at nothing that has been shown until now.
-    pub(super) fn mark(&self) {
-        self.mark.set(self.text().len());
-    }
-
     /// Waits until it is shown, and gives the line in which it is.
     pub(super) fn wait_for(
         &self,
@@ -88,11 +74,11 @@ impl Console {
         loop {
             // Asked first, as the last words come before the end.
             let was_running = is_running();
-            let news = self.news();
-            if let Some(line) = line_with(&news, wanted) {
+            let text = self.text();
+            if let Some(line) = line_with(&text, wanted) {
                 return Ok(line);
             }
-            if let Some(fatal) = FATAL.iter().find(|fatal| news.contains(**fatal)) {
+            if let Some(fatal) = FATAL.iter().find(|fatal| text.contains(**fatal)) {
                 bail!("it shows {fatal:?} rather than {wanted:?}:{}", self.tail());
             }
             if !was_running {

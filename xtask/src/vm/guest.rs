@@ -55,7 +55,7 @@ pub(super) struct Plan {
     pub(super) mac: String,
     pub(super) firmware: Firmware,
     pub(super) memory_mib: u32,
-    /// Its console is a screen rather than a serial line, as a PC's is that nobody has set up.
+    /// Its console is a screen rather than a serial line, as a PC's is.
     pub(super) screen: bool,
     /// It may start anew; else that ends it, so that a crash is not overlooked.
     pub(super) reboots: bool,
@@ -63,6 +63,11 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(name: &str, firmware: Firmware) -> Plan {
+        // OVMF paints its screen, which nobody could read. A kernel of ours is told of the line.
+        let screen = !matches!(
+            firmware,
+            Firmware::UefiPxe | Firmware::UefiHttp | Firmware::Kernel { .. }
+        );
         let memory_mib = match firmware {
             Firmware::UefiPxe | Firmware::UefiHttp => UEFI_MIB,
             _ => SMALL_MIB,
@@ -73,7 +78,7 @@ impl Plan {
             mac: format!("52:54:00:77:{high:02x}:{low:02x}"),
             firmware,
             memory_mib,
-            screen: false,
+            screen,
             reboots: false,
         }
     }
@@ -92,13 +97,9 @@ impl Plan {
         self
     }
 
-    pub(super) fn screen(mut self) -> Plan {
-        self.screen = true;
-        self
-    }
-
-    pub(super) fn reboots(mut self) -> Plan {
-        self.reboots = true;
+    /// It has a serial line in the place of a screen.
+    pub(super) fn serial(mut self) -> Plan {
+        self.screen = false;
         self
     }
 }
@@ -145,6 +146,11 @@ impl<'a> Guest<'a> {
         self.console
             .wait_for(wanted, timeout, &mut || self.is_running())
             .with_context(|| format!("guest {}", self.plan.name))
+    }
+
+    /// Whether its console is one that a kernel uses without being told: a PC's screen is.
+    pub(super) fn shows_kernel(&self) -> bool {
+        self.plan.screen || matches!(self.plan.firmware, Firmware::Kernel { .. })
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -290,7 +296,11 @@ mod tests {
             Ok(words.iter().any(|word| word == "-no-reboot"))
         };
         assert!(is_there(&plan)?);
-        assert!(!is_there(&plan.reboots())?);
+        let plan = Plan {
+            reboots: true,
+            ..plan
+        };
+        assert!(!is_there(&plan)?);
         Ok(())
     }
 }

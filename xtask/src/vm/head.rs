@@ -20,8 +20,10 @@ use crate::run::text_of;
 pub(super) const ADDRESS: &str = "10.77.0.1/24";
 /// Any user but root, whose commands don't run on other machines.
 const USER: u32 = 65_534;
-/// Kernels show themselves on the serial line, and don't panic where QEMU is slow.
+/// A kernel shows itself on the serial line, and does not panic where QEMU is slow.
 pub(super) const ARGUMENTS: &str = "console=ttyS0 no_timer_check";
+/// What a console shows before the code.
+pub(super) const CODE: &str = "Code ";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A head that answers, or a command of it.
@@ -218,16 +220,37 @@ impl<'a> Head<'a> {
 
     pub(super) fn adopt(&self, mac: &str, name: &str) -> Result<()> {
         self.admin(&["node", "adopt", mac, "--as", name])?;
-        self.admin(&["node", "set", name, "--arguments", ARGUMENTS])?;
         Ok(())
     }
 
     /// Reads the code at the console, as a person would, and types it at the head.
     pub(super) fn approve(&self, guest: &Guest<'_>, name: &str) -> Result<()> {
-        let line = guest.wait_for("Code ", BOOT)?;
-        let code = code_in(&line).with_context(|| format!("there is no code in {line:?}"))?;
+        let code = if guest.shows_kernel() {
+            let line = guest.wait_for(CODE, BOOT)?;
+            code_in(&line).with_context(|| format!("there is no code in {line:?}"))?
+        } else {
+            self.code(guest, name)?
+        };
         self.admin(&["node", "approve", name, &code])?;
         Ok(())
+    }
+
+    /// The code that the head has computed, where there is no console to read it from.
+    fn code(&self, guest: &Guest<'_>, name: &str) -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let why = self.json(&["node", "why", name, "--json"])?;
+            if let Some(code) = text(&why, "code") {
+                return Ok(code.to_owned());
+            }
+            if started.elapsed() > BOOT || !guest.is_running() {
+                bail!(
+                    "{name} has not asked to join: {why}{}",
+                    guest.console.tail()
+                );
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Waits until so many nodes are up.
@@ -240,12 +263,7 @@ impl<'a> Head<'a> {
             .map(|_| ())
     }
 
-    /// The state of a node in a word.
-    pub(super) fn state(&self, node: &str) -> Result<String> {
-        Ok(self.node(node)?.0)
-    }
-
-    /// Its state and its address.
+    /// A node's state and its address.
     pub(super) fn node(&self, node: &str) -> Result<(String, String)> {
         let rows = self.json(&["nodes", "--json"])?;
         let row = rows
@@ -258,15 +276,37 @@ impl<'a> Head<'a> {
 
     /// Waits until a node is in this state.
     pub(super) fn wait_for_state(&self, node: &str, wanted: &str, timeout: Duration) -> Result<()> {
+        self.wait_for_node(node, timeout, wanted, |state| state == wanted)
+    }
+
+    /// Waits until a node is in any other state.
+    pub(super) fn wait_for_state_but(
+        &self,
+        node: &str,
+        old: &str,
+        timeout: Duration,
+    ) -> Result<()> {
+        self.wait_for_node(node, timeout, &format!("anything but {old}"), |state| {
+            state != old
+        })
+    }
+
+    fn wait_for_node(
+        &self,
+        node: &str,
+        timeout: Duration,
+        wanted: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let started = Instant::now();
         loop {
-            let state = self.state(node)?;
-            if state == wanted {
+            let (state, _) = self.node(node)?;
+            if is_wanted(&state) {
                 return Ok(());
             }
             if started.elapsed() > timeout {
                 bail!(
-                    "{node} is {state}, and not {wanted}, after {} s",
+                    "{node} is {state}, not {wanted}, after {} s",
                     timeout.as_secs()
                 );
             }

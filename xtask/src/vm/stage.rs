@@ -77,7 +77,10 @@ impl<'a> Stage<'a> {
                 continue;
             }
             println!("--- {}", path.display());
-            let lines: Vec<&str> = text.lines().collect();
+            let lines: Vec<&str> = text
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .collect();
             for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
                 let line: String = line.chars().filter(|char| !char.is_control()).collect();
                 println!("    {line}");

@@ -150,7 +150,9 @@ pub(super) fn add_boot(
             return true;
         }
         Kind::Ipxe => {
-            let script = format!("http://{http}/script/{}", asked.hardware);
+            // With hyphens: iPXE would write colons as %3A.
+            let mac = asked.hardware.to_string().replace(':', "-");
+            let script = format!("http://{http}/script/{mac}");
             if is_proxy {
                 reply.options.set(code::CLASS, *b"PXEClient");
             } else {

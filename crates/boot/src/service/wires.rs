@@ -191,11 +191,10 @@ impl Wire {
 
     /// Those that were not told.
     fn fresh(&mut self, problems: Vec<String>) -> Vec<String> {
-        let told = std::mem::replace(&mut self.problems, problems.iter().cloned().collect());
-        problems
-            .into_iter()
-            .filter(|problem| !told.contains(problem))
-            .collect()
+        let problems: BTreeSet<String> = problems.into_iter().collect();
+        let fresh = problems.difference(&self.problems).cloned().collect();
+        self.problems = problems;
+        fresh
     }
 
     /// Forgets what was told: another head is to hear it.

@@ -2,6 +2,8 @@
 
 mod interfaces;
 
+pub(crate) use interfaces::default_route;
+
 use std::net::Ipv4Addr;
 
 use clap::Subcommand;

@@ -22,6 +22,7 @@ use wiglaf_wire::boot::{
 use wiglaf_wire::client::Reply;
 use wiglaf_wire::nodeset::is_node_name;
 
+use super::gateway;
 use super::{
     BOOT, CONNECTIONS, Daemon, DaemonError, await_room, is_over, log, now_ms, wall_clock_s,
 };
@@ -117,6 +118,11 @@ impl Daemon {
                 self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
             }
         }
+        if self.boot.machines.outer().is_some()
+            && let Err(text) = self.arrange_gateway()
+        {
+            self.boot.problem(text);
+        }
         if wanted.is_empty() {
             self.tell_boot(&ToBoot::End);
             return;
@@ -133,6 +139,15 @@ impl Daemon {
             .machines
             .settings(&self.cluster, AGENT_PORT, HTTP_PORT);
         self.tell_boot(&ToBoot::Settings(settings));
+    }
+
+    fn arrange_gateway(&self) -> Result<(), String> {
+        let machines = &self.boot.machines;
+        let wires: Vec<_> = machines
+            .served()
+            .map(|served| served.interface.clone())
+            .collect();
+        gateway::apply(&self.cluster, machines.outer(), &wires)
     }
 
     fn arrange_interface(&mut self, served: &Served) -> Result<(), String> {
@@ -489,6 +504,24 @@ impl Daemon {
                 self.wake(&nodes)?;
                 Reply::Done
             }
+            BootRequest::Gateway { outer } => {
+                if let Some(outer) = &outer
+                    && interface::address(outer).is_err()
+                {
+                    return Err(Refusal::new(
+                        format!("there is no network interface {outer}"),
+                        "`ip link` shows them",
+                    ));
+                }
+                self.boot.machines.lead_outward(outer)?;
+                let failed = |text| Refusal::new(text, "then `wiglaf net gateway enable` again");
+                self.arrange_gateway().map_err(failed)?;
+                self.store
+                    .put_outer(self.boot.machines.outer())
+                    .map_err(stored)?;
+                self.arrange_boot();
+                Reply::Boot(self.boot_status())
+            }
             BootRequest::Log { machine } => {
                 let name = self.boot.machines.find(&machine)?.name.clone();
                 let file = File::open(self.node_log(&name)).map_err(|_| {
@@ -514,6 +547,7 @@ impl Daemon {
             is_serving: self.boot.channel.is_some(),
             http: self.boot.http.clone(),
             image: machines.image().map(String::from),
+            gateway: machines.outer().map(String::from),
             adopts_until_s: machines
                 .adopts_until()
                 .filter(|until| until.ms > now_ms())

@@ -6,6 +6,7 @@
 mod agents;
 mod boot;
 mod clients;
+mod gateway;
 mod helpers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

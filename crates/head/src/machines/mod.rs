@@ -117,6 +117,8 @@ pub struct Machines {
     known: BTreeMap<Mac, Machine>,
     lives: BTreeMap<Mac, Life>,
     image: Option<String>,
+    /// The interface that leads to the outer world, if nodes may go there.
+    outer: Option<String>,
     adopts_until: Option<Now>,
 }
 
@@ -143,6 +145,29 @@ impl Machines {
     /// What machines boot for which nothing else is said.
     pub fn image(&self) -> Option<&str> {
         self.image.as_deref()
+    }
+
+    /// The interface by which nodes reach the outer world.
+    pub fn outer(&self) -> Option<&str> {
+        self.outer.as_deref()
+    }
+
+    /// Lets nodes reach the outer world by this interface, or no longer.
+    ///
+    /// # Errors
+    /// It is one that nodes are behind.
+    pub fn lead_outward(&mut self, outer: Option<String>) -> Result<(), Refusal> {
+        if let Some(outer) = outer
+            .as_ref()
+            .filter(|outer| self.served.contains_key(*outer))
+        {
+            return Err(Refusal::new(
+                format!("{outer} leads to the nodes, not outward"),
+                "name the interface of the default route: `ip route` shows it",
+            ));
+        }
+        self.outer = outer;
+        Ok(())
     }
 
     /// Until when every machine is adopted.
@@ -527,13 +552,22 @@ impl Machines {
             interfaces: self
                 .served
                 .values()
-                .map(|served| served.interface.clone())
+                .map(|served| self.told(served))
                 .collect(),
             head_port,
             http_port,
             cluster: cluster.to_owned(),
             machines: machines.collect(),
         }
+    }
+
+    /// An interface, with the head as the way out where it is that.
+    fn told(&self, served: &Served) -> BootInterface {
+        let mut interface = served.interface.clone();
+        if self.outer.is_some() && interface.gateway.is_none() {
+            interface.gateway = Some(interface.address);
+        }
+        interface
     }
 
     /// All machines, the adopted ones first.

@@ -9,6 +9,8 @@ use super::{Store, StoreError};
 use crate::machines::{Machine, Machines, Served};
 use crate::placement::Refusal;
 
+/// The key of the interface that leads outward.
+const OUTER: &str = "gateway";
 /// The key of the image that machines boot for which nothing else is said.
 const IMAGE: &str = "image";
 
@@ -24,13 +26,9 @@ impl Store {
         let known = query
             .query_map([], machine_from)?
             .collect::<Result<_, _>>()?;
-        let image = self
-            .db
-            .query_row("SELECT value FROM setting WHERE key = ?1", [IMAGE], |row| {
-                row.get(0)
-            })
-            .optional()?;
+        let image = self.setting(IMAGE)?;
         let mut machines = Machines::new(known, image);
+        let outer = self.setting(OUTER)?;
         let mut query = self.db.prepare(
             "SELECT name, address, prefix, is_proxy, gateway, sets_address FROM interface",
         )?;
@@ -43,7 +41,34 @@ impl Store {
                 crate::daemon::log(&refusal.message);
             }
         }
+        if let Err(refusal) = machines.lead_outward(outer) {
+            crate::daemon::log(&refusal.message);
+        }
         Ok(machines)
+    }
+
+    fn setting(&self, key: &str) -> Result<Option<String>, StoreError> {
+        let mut query = self
+            .db
+            .prepare("SELECT value FROM setting WHERE key = ?1")?;
+        Ok(query.query_row([key], |row| row.get(0)).optional()?)
+    }
+
+    /// Keeps by which interface nodes reach the outer world.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_outer(&self, outer: Option<&str>) -> Result<(), StoreError> {
+        match outer {
+            Some(outer) => self.db.execute(
+                "INSERT OR REPLACE INTO setting VALUES (?1, ?2)",
+                params![OUTER, outer],
+            )?,
+            None => self
+                .db
+                .execute("DELETE FROM setting WHERE key = ?1", [OUTER])?,
+        };
+        Ok(())
     }
 
     /// Keeps a machine.

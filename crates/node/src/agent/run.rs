@@ -1,5 +1,6 @@
 //! The agent's loop: sockets, clock and processes around [`super::core`].
 
+mod config;
 mod head;
 mod joining;
 mod tasks;
@@ -7,7 +8,7 @@ mod tasks;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,16 +19,13 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use rustls::ClientConfig;
-use wiglaf_link::{
-    Interest, JoinToken, NodeIdentity, Poll, Ready, Token, TrustError, client_config,
-};
+use wiglaf_link::{Interest, Poll, Ready, Token, client_config};
 use wiglaf_linux::namespace::{NamespaceFlags, setns, unshare};
 use wiglaf_linux::process::{kill, set_process_title};
 use wiglaf_linux::session::Leader;
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_process::relay::node::{NodeRelay, RelayEvent};
 use wiglaf_wire::agent::{FromAgent, PowerAction};
-use wiglaf_wire::boot::Mac;
 use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{Incarnation, TaskId};
 
@@ -41,10 +39,12 @@ use super::spawner::Spawner;
 use super::view::{NodeViewError, Views};
 use super::watchdog::Watchdog;
 use super::{machine, processes};
-use crate::join::JoinError;
 use crate::root::{Files, OwnDirectories, TaskRoot};
 
 use joining::{join_as_booted, join_at_last};
+
+pub(crate) use config::Departure;
+pub use config::{AgentConfig, AgentError, Trust};
 
 const LINK: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -77,85 +77,6 @@ const COLLECT_PERIOD: Duration = Duration::from_millis(20);
 const READS_PER_TURN: usize = 8;
 /// How long a farewell may take to leave.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
-
-/// Why an agent has ended as it should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Departure {
-    /// It was asked to leave.
-    Left,
-    /// The head wants this of the machine.
-    Power(PowerAction),
-}
-
-/// Who an agent is to the head.
-#[derive(Debug)]
-pub enum Trust {
-    /// It has to ask for a certificate with this.
-    Token(JoinToken),
-    /// It has one.
-    Identity(NodeIdentity),
-    /// Its machine booted from the network and is known by its Ethernet address. The agent keeps
-    /// the machine's clock and may have it start anew.
-    Booted {
-        /// SHA-256 of the CA's certificate.
-        authority: [u8; 32],
-        /// The address that it booted by.
-        mac: Mac,
-        /// Where its boot service is.
-        boot: Option<SocketAddrV4>,
-    },
-}
-
-/// What an agent is to be.
-#[derive(Debug)]
-pub struct AgentConfig {
-    /// Where the head listens.
-    pub head: SocketAddr,
-    /// Who it is.
-    pub trust: Trust,
-    /// The name that it would like.
-    pub name: Option<String>,
-    /// What its tasks see.
-    pub files: Files,
-    /// Its address on the cluster's network, as text.
-    pub address: String,
-    /// Whether it lacks root's rights, so that supplementary groups can't be set.
-    pub rootless: bool,
-    /// Whether it is on the head's own machine: what goes there by memory is not compressed.
-    pub is_virtual: bool,
-}
-
-/// Why an agent has ended, or never began.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// It would kill processes that are not its own, and lose orphans.
-    #[error("the agent has to be PID 1 of a PID namespace; it is process {0}")]
-    NotInit(u32),
-    /// It is no node.
-    #[error(transparent)]
-    Join(#[from] JoinError),
-    /// The head sent it away.
-    #[error("the head refuses this node: {0}")]
-    Refused(String),
-    /// Its certificate is of no use.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// It can't see the head's files.
-    #[error(transparent)]
-    View(#[from] NodeViewError),
-    /// The terminals of the task root can't be reached.
-    #[error("can't open /dev/pts of the task root: {0}")]
-    Terminals(#[source] Errno),
-    /// There is no thread for it.
-    #[error("can't start the agent's spawner: {0}")]
-    Spawner(#[source] io::Error),
-    /// There is no process for it.
-    #[error("can't start the agent's watchdog: {0}")]
-    Watchdog(#[source] Errno),
-    /// The loop itself.
-    #[error("the agent's event loop: {0}")]
-    Loop(#[from] Errno),
-}
 
 /// Runs an agent in this process, which is PID 1 of its namespace and has one thread, until the
 /// head has it leave. When the process ends, so do all tasks.
@@ -198,12 +119,10 @@ pub(crate) fn live(config: AgentConfig, may_be_asked: bool) -> Result<Departure,
             authority,
             mac,
             boot,
-        } => {
-            match join_as_booted(&config, *authority, *mac, *boot, &signals)? {
-                Some(identity) => client_config(&identity)?,
-                None => return Ok(Departure::Left),
-            }
-        }
+        } => match join_as_booted(&config, *authority, *mac, *boot, &signals)? {
+            Some(identity) => client_config(&identity)?,
+            None => return Ok(Departure::Left),
+        },
     };
     Agent::new(config, identity, signals, watchdog, title)?.run()
 }

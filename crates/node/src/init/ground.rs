@@ -144,7 +144,7 @@ pub(super) fn set_limits(is_debug: bool) {
         maximum: None,
     };
     for resource in [Resource::Nproc, Resource::Memlock] {
-        let _ = setrlimit(resource, unlimited.clone());
+        let _ = setrlimit(resource, unlimited);
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
 }

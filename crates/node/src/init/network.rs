@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_broadcast, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use wiglaf_linux::device::bind_to_device;
+use wiglaf_linux::raw_socket::bind_to_device;
 use wiglaf_wire::boot::Mac;
 
 use super::cmdline::CommandLine;
@@ -35,7 +35,6 @@ const PACKETS_PER_TURN: usize = 64;
 const BOOT_CARD_MS: u64 = 30_000;
 /// Before that, slow hardware is no reason to worry anybody.
 const WORRY_MS: u64 = 5_000;
-const NO_LINK_MS: u64 = 10_000;
 /// How often the same trouble is told again.
 const TROUBLE_PERIOD_MS: u64 = 60_000;
 
@@ -292,11 +291,10 @@ impl Network {
         };
         let linked: Vec<&Card> = cards.iter().copied().filter(|card| card.has_link).collect();
         if linked.is_empty() {
-            let text = format!(
+            return Some(format!(
                 "no link on {}: is the cable plugged in, and the switch on?",
                 names(&cards)
-            );
-            return (waited >= NO_LINK_MS).then_some(text);
+            ));
         }
         if let Some((card, server)) = linked.iter().find_map(|card| Some((card, card.stranger?))) {
             return Some(format!(

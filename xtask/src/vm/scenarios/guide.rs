@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::run;
 use crate::vm::guest::{Firmware, Guest, Plan};
 use crate::vm::guide::{Block, blocks, mac_in, word_after};
-use crate::vm::head::{BOOT, Head, code_in, ended, said};
+use crate::vm::head::{BOOT, CODE, Head, code_in, ended, said};
 use crate::vm::stage::Stage;
 use crate::vm::wire::{PORT, Wire};
 
@@ -77,7 +77,7 @@ impl Reader<'_> {
                     guest.wait_for("wiglaf node", BOOT)?;
                 }
                 if let Some(code) = code_in(&text) {
-                    let line = guest.wait_for("Code ", BOOT)?;
+                    let line = guest.wait_for(CODE, BOOT)?;
                     let shown = code_in(&line).context("there is no code at the console")?;
                     text = text.replace(&code, &shown);
                 }
@@ -88,7 +88,7 @@ impl Reader<'_> {
             if guest.is_none() && text.contains("boot enable") {
                 // The spare PC is switched on.
                 let plan = Plan::new("guest", Firmware::BiosIpxe);
-                let plan = plan.mac(self.mac).screen();
+                let plan = plan.mac(self.mac);
                 guest = Some(self.head.stage.guest(&self.head.wire, plan)?);
             }
         }

@@ -50,7 +50,7 @@ pub(super) fn harness(stage: &Stage<'_>) -> Result<()> {
             "--dhcp-boot=tag:!ipxe,snponly.efi",
         ],
     )?;
-    let bios = Plan::new("bios", Firmware::BiosIpxe);
+    let bios = Plan::new("bios", Firmware::BiosIpxe).serial();
     let bios = stage.guest(&wire, bios)?;
     bios.wait_for("the initramfs runs", BOOT)?;
     stage.say("a guest with a BIOS has booted");
@@ -61,7 +61,7 @@ pub(super) fn harness(stage: &Stage<'_>) -> Result<()> {
     uefi.wait_for("the initramfs runs", BOOT)?;
     stage.say("a guest with UEFI has booted");
     uefi.wait_for_end(BOOT)?;
-    let pc = Plan::new("screen", Firmware::BiosIpxe).screen();
+    let pc = Plan::new("screen", Firmware::BiosIpxe);
     let pc = stage.guest(&wire, pc)?;
     pc.wait_for("the initramfs runs", BOOT)?;
     stage.say("a guest's screen can be read");

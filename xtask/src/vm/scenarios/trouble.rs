@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::parts::{check_run, join};
 use crate::vm::guest::{Firmware, Plan};
-use crate::vm::head::{BOOT, Head};
+use crate::vm::head::{BOOT, CODE, Head};
 use crate::vm::stage::Stage;
 
 /// How long nobody answers.
@@ -27,7 +27,7 @@ pub(super) fn head_killed(stage: &Stage<'_>) -> Result<()> {
     stage.say("killed while the kernel was on its way");
     std::thread::sleep(AWAY);
     head.start()?;
-    guest.wait_for("Code ", BOOT)?;
+    guest.wait_for(CODE, BOOT)?;
     head.kill()?;
     stage.say("killed while the machine waited for its approval");
     std::thread::sleep(AWAY);

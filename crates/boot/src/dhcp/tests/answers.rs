@@ -108,7 +108,7 @@ fn ipxe_is_known_by_either_form_of_its_name_or_by_its_options() {
         let (_, offer) = &replies(&effects)[0];
         assert_eq!(
             offer.file,
-            b"http://10.77.0.2:7480/script/52:54:00:12:34:56"
+            b"http://10.77.0.2:7480/script/52-54-00-12-34-56"
         );
     }
     let mut packet = pxe(MAC, DISCOVER);

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use wiglaf_linux::interface;
+use wiglaf_wire::boot::Mac;
 
 use crate::error::CommandError;
 use crate::output::{self, Align, Column};
@@ -12,15 +13,13 @@ use crate::output::{self, Align, Column};
 const FIRST_CHOICE: u8 = 77;
 /// What we choose is that large: 250 machines are more than most have.
 const CHOSEN_PREFIX: u8 = 24;
-/// `ARPHRD_ETHER` (linux/if_arp.h).
-const ETHERNET: &str = "1";
 /// The default route's destination in `/proc/net/route`.
 const DEFAULT_ROUTE: &str = "00000000";
 
 struct Interface {
     name: String,
-    state: String,
     mac: String,
+    is_running: bool,
     address: Option<(Ipv4Addr, u8)>,
     has_default_route: bool,
 }
@@ -43,20 +42,15 @@ pub(super) fn network(text: &str) -> Result<(Ipv4Addr, u8), String> {
 fn all() -> Result<Vec<Interface>, CommandError> {
     let routes = routes();
     let mut all = Vec::new();
-    for entry in fs::read_dir("/sys/class/net")? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let read = |file: &str| {
-            let text = fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-            text.trim().to_owned()
-        };
-        if name == "lo" || read("type") != ETHERNET {
+    for name in interface::names()? {
+        let about = interface::about(&name)?;
+        let Some(mac) = about.mac else {
             continue;
-        }
+        };
         all.push(Interface {
-            state: read("operstate"),
-            mac: read("address"),
-            address: interface::address(&name).unwrap_or(None),
+            mac: Mac(mac).to_string(),
+            is_running: about.is_running,
+            address: interface::address(&name)?,
             has_default_route: routes
                 .iter()
                 .any(|(by, to, _)| *by == name && to == DEFAULT_ROUTE),
@@ -81,6 +75,14 @@ fn routes() -> Vec<(String, String, String)> {
     text.lines().skip(1).filter_map(fields).collect()
 }
 
+/// The interface of the default route.
+pub(crate) fn default_route() -> Option<String> {
+    let mut routes = routes().into_iter();
+    routes
+        .find(|(_, to, _)| to == DEFAULT_ROUTE)
+        .map(|(by, _, _)| by)
+}
+
 /// Shows them.
 pub(super) fn print() -> Result<(), CommandError> {
     let columns = [
@@ -101,9 +103,10 @@ pub(super) fn print() -> Result<(), CommandError> {
             let address = each
                 .address
                 .map(|(address, bits)| format!("{address}/{bits}"));
+            let state = if each.is_running { "up" } else { "down" };
             vec![
                 each.name,
-                each.state,
+                state.into(),
                 each.mac,
                 address.unwrap_or("-".into()),
                 note.into(),

@@ -1,0 +1,383 @@
+//! `wiglaf image`
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use clap::{Subcommand, ValueEnum};
+use serde::Serialize;
+
+use wiglaf_head::config::Layout;
+use wiglaf_head::store::Store;
+use wiglaf_image::{BuildError, Compression, Images, KernelChoice, Manifest, Recipe, StoreError};
+use wiglaf_link::Authority;
+use wiglaf_wire::boot::BootRequest;
+use wiglaf_wire::client::Reply;
+
+use crate::CommandResult;
+use crate::commands::boot::ask;
+use crate::error::CommandError;
+use crate::output::{self, Align, Column};
+
+const EXAMPLES: &str = "\
+Examples:
+  wiglaf image build                        from the kernel that runs here
+  wiglaf image build --kernel 6.1.0-50-cloud-amd64
+  wiglaf image build --include python3 --include /opt/model --name model
+  wiglaf image list
+  wiglaf image show default                 the newest of that name, and what is in it";
+
+/// What machines boot that start from the network: a kernel, and an initramfs with wiglaf in it
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Build an image; the same inputs give the same bytes, and so the same ID
+    ///
+    /// Network drivers, the firmware that they ask for and what the view needs are found by
+    /// themselves. Nothing of the head's system is in it but what --include names: nodes see the
+    /// head's files when they have joined.
+    Build(BuildArgs),
+    /// List the images
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is in an image
+    Show {
+        /// Its ID, or its name: the newest one then
+        image: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images that no machine boots
+    Remove {
+        /// Their IDs
+        #[arg(required = true, value_name = "ID")]
+        images: Vec<String>,
+        /// Even if nobody knows whether some machine boots them
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct BuildArgs {
+    /// What it is called
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// An installed kernel's version, or a kernel's file; by default, the one that runs here
+    #[arg(long, value_name = "VERSION|FILE")]
+    kernel: Option<PathBuf>,
+    /// Where that kernel's modules are, if they are not in /lib/modules
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
+    /// A program, with all that it needs, or a directory: for work without the view
+    #[arg(long, value_name = "PROGRAM|DIR")]
+    include: Vec<PathBuf>,
+    /// A kernel module that is loaded in any case, with those that it depends on
+    #[arg(long, value_name = "NAME")]
+    module: Vec<String>,
+    /// Where firmware is, before /lib/firmware
+    #[arg(long, value_name = "DIR")]
+    firmware: Vec<PathBuf>,
+    /// With what nodes need to use their own disks
+    #[arg(long)]
+    disk: bool,
+    /// How the initramfs is compressed: xz is the smallest, zstd the quickest to unpack
+    #[arg(long, value_name = "METHOD", value_enum)]
+    compress: Option<Method>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Method {
+    Xz,
+    Zstd,
+    None,
+}
+
+/// An image in the list.
+#[derive(Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    /// Nothing, if the head does not answer.
+    in_use: Option<bool>,
+}
+
+pub(crate) fn run(args: Args) -> CommandResult {
+    let layout = Layout::reachable()?;
+    let images = Images::of(&layout.state);
+    match args.action {
+        Action::Build(args) => build(&layout, &images, args),
+        Action::List { json } => list(&images, json),
+        Action::Show { image, json } => show(&images, &image, json),
+        Action::Remove { images: ids, force } => remove(&images, &ids, force),
+    }
+}
+
+fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
+    let recipe = Recipe {
+        name: args.name,
+        kernel: KernelChoice {
+            kernel: args.kernel,
+            modules: args.modules,
+        },
+        init: std::env::current_exe()?,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        authority: authority(layout)?,
+        include: args.include,
+        modules: args.module,
+        firmware: args.firmware,
+        disk: args.disk,
+        compression: args.compress.map(|method| match method {
+            Method::Xz => Compression::Xz,
+            Method::Zstd => Compression::Zstd,
+            Method::None => Compression::None,
+        }),
+    };
+    let built = recipe
+        .build(images, output::unix_now(), &mut |step| {
+            eprintln!("wiglaf: {step}")
+        })
+        .map_err(build_error)?;
+    for warning in &built.warnings {
+        eprintln!("wiglaf: {warning}");
+    }
+    if args.json {
+        output::json(&built.manifest)?;
+        return Ok(0);
+    }
+    let manifest = &built.manifest;
+    let id = &manifest.id;
+    output::print(&format!(
+        "{id}{}\nkernel {} of {}, initramfs of {}\n",
+        if built.is_new {
+            " is built"
+        } else {
+            " is there already: nothing has changed"
+        },
+        manifest.kernel_version,
+        output::bytes(manifest.kernel.size),
+        output::bytes(manifest.initramfs.size),
+    ))?;
+    if used().is_some_and(|used| !used.contains(id)) {
+        output::print(&format!("next: `wiglaf image use {id}`\n"))?;
+    }
+    Ok(0)
+}
+
+/// The hash that nodes know the head by.
+fn authority(layout: &Layout) -> Result<[u8; 32], CommandError> {
+    let none = || {
+        CommandError::new(format!("there is no cluster in {}", layout.state.display()))
+            .hint("`wiglaf init` makes one; nodes find it by what the image holds of it")
+    };
+    if !layout.database().exists() {
+        return Err(none());
+    }
+    let secrets = Store::open(&layout.database())?.secrets()?;
+    let secrets = secrets.ok_or_else(none)?;
+    let authority = Authority::load(secrets.certificate, secrets.key)?;
+    Ok(authority.fingerprint())
+}
+
+fn list(images: &Images, json: bool) -> CommandResult {
+    let all = images.list().map_err(store_error)?;
+    let used = used();
+    if json {
+        let listed: Vec<_> = all
+            .iter()
+            .map(|manifest| Listed {
+                manifest,
+                in_use: used.as_ref().map(|used| used.contains(&manifest.id)),
+            })
+            .collect();
+        output::json(&listed)?;
+        return Ok(0);
+    }
+    let columns = [
+        Column("IMAGE", Align::Left),
+        Column("KERNEL", Align::Left),
+        Column("SIZE", Align::Right),
+        Column("MADE", Align::Left),
+        Column("IN USE", Align::Left),
+    ];
+    let rows: Vec<_> = all
+        .iter()
+        .map(|image| {
+            let is_used = used.as_ref().map(|used| used.contains(&image.id));
+            vec![
+                image.id.clone(),
+                image.kernel_version.clone(),
+                output::bytes(image.kernel.size + image.initramfs.size),
+                made(image),
+                match is_used {
+                    Some(true) => "yes".into(),
+                    Some(false) => String::new(),
+                    None => "?".into(),
+                },
+            ]
+        })
+        .collect();
+    output::table(&columns, &rows)?;
+    Ok(0)
+}
+
+fn show(images: &Images, wanted: &str, json: bool) -> CommandResult {
+    let image = images.get(wanted).map_err(store_error)?;
+    if json {
+        output::json(&image)?;
+        return Ok(0);
+    }
+    let modules = |always: bool| {
+        let chosen = image
+            .modules
+            .iter()
+            .filter(|module| module.always == always);
+        let names: Vec<_> = chosen.map(|module| module.name.as_str()).collect();
+        words(&names)
+    };
+    let text = |list: &[String]| words(&list.iter().map(String::as_str).collect::<Vec<_>>());
+    let lines = [
+        ("image", image.id.clone()),
+        ("made", format!("{}, wiglaf {}", made(&image), image.wiglaf)),
+        (
+            "kernel",
+            format!(
+                "{} for {}, {}",
+                image.kernel_version,
+                image.arch,
+                output::bytes(image.kernel.size)
+            ),
+        ),
+        ("", format!("sha256 {}", image.kernel.sha256)),
+        (
+            "initramfs",
+            format!(
+                "{} by {}, {} unpacked",
+                output::bytes(image.initramfs.size),
+                image.compression.name(),
+                output::bytes(image.unpacked)
+            ),
+        ),
+        ("", format!("sha256 {}", image.initramfs.sha256)),
+        ("trusts", format!("sha256 {}", image.authority)),
+        ("modules", modules(true)),
+        ("if there", modules(false)),
+        ("firmware", text(&image.firmware)),
+        ("lacks", text(&image.missing_firmware)),
+        ("included", text(&image.included)),
+    ];
+    let lines = lines.into_iter().filter(|(_, value)| !value.is_empty());
+    let lines: String = lines
+        .map(|(name, value)| format!("{name:<10}{value}\n"))
+        .collect();
+    output::print(&lines)?;
+    Ok(0)
+}
+
+fn remove(images: &Images, ids: &[String], force: bool) -> CommandResult {
+    let used = used();
+    if used.is_none() && !force {
+        return Err(CommandError::new(
+            "the head does not answer, so that nobody knows what machines boot",
+        )
+        .hint("start it with `wiglaf head`, or remove them in any case by --force"));
+    }
+    for id in ids {
+        if used.as_ref().is_some_and(|used| used.contains(id)) {
+            return Err(CommandError::new(format!("{id} is what machines boot"))
+                .hint("choose another one first: `wiglaf image use ID`"));
+        }
+        images.remove(id).map_err(store_error)?;
+    }
+    Ok(0)
+}
+
+/// Images that some machine boots; none, if the head does not answer.
+fn used() -> Option<BTreeSet<String>> {
+    let mut used = BTreeSet::new();
+    match ask(BootRequest::Status) {
+        Ok(Reply::Boot(status)) => used.extend(status.image),
+        _ => return None,
+    }
+    match ask(BootRequest::Machines) {
+        Ok(Reply::Machines(machines)) => {
+            used.extend(machines.into_iter().filter_map(|machine| machine.image));
+        }
+        _ => return None,
+    }
+    Some(used)
+}
+
+fn made(image: &Manifest) -> String {
+    output::ago(image.made_s)
+}
+
+fn build_error(error: BuildError) -> CommandError {
+    let hint = error.hint();
+    with_hint(CommandError::from(error), hint)
+}
+
+fn store_error(error: StoreError) -> CommandError {
+    let hint = match &error {
+        StoreError::Disk { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Some("images belong to who made the cluster: use the same user, mostly root".to_owned())
+        }
+        _ => None,
+    };
+    with_hint(CommandError::from(error), hint)
+}
+
+fn with_hint(error: CommandError, hint: Option<String>) -> CommandError {
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// In lines that fit a terminal, under each other.
+fn words(names: &[&str]) -> String {
+    const WIDTH: usize = 80;
+    let mut lines = vec![String::new()];
+    for name in names {
+        let line = lines
+            .last_mut()
+            .filter(|line| line.len() + name.len() < WIDTH);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(name),
+            Some(line) => {
+                line.push(' ');
+                line.push_str(name);
+            }
+            None => lines.push((*name).to_owned()),
+        }
+    }
+    lines.join("\n          ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_broken() {
+        let names = vec!["module_name"; 10];
+        let text = words(&names);
+        assert_eq!(text.lines().count(), 2);
+        assert_eq!(text.split_whitespace().count(), 10);
+        assert_eq!(words(&[]), "");
+    }
+}
