@@ -9,16 +9,22 @@ use crate::run;
 /// Debian's names. The tests use the tools as a user of Wiglaf would.
 const PACKAGES: &[&str] = &[
     "acl",
+    "atftp",
+    "curl",
+    "dnsmasq-base",
     "e2fsprogs",
     "gcc",
     "git",
     "htop",
     "iproute2",
+    "isc-dhcp-client",
     "less",
     "libc6-dev",
     "make",
     "procps",
     "python3",
+    "tftp-hpa",
+    "udhcpc",
     "util-linux",
     "vim-tiny",
 ];

@@ -95,11 +95,12 @@ fn ask_again(script: &mut String, from: SocketAddrV4, mac: Mac, pause_s: u32, as
     let _ = write!(
         script,
         "sleep {pause_s}\n\
-         chain --replace http://{from}/script/{mac}{query} || goto again\n"
+         chain --replace http://{from}/script/{}{query} || goto again\n",
+        hyphenated(mac)
     );
 }
 
-/// As PXELINUX's `BOOTIF` has it.
+/// As PXELINUX's `BOOTIF` has it, and URLs: colons are special there.
 fn hyphenated(mac: Mac) -> String {
     mac.to_string().replace(':', "-")
 }
@@ -154,7 +155,7 @@ boot || goto again
 :again
 echo Wiglaf: that failed; trying again
 sleep 2
-chain --replace http://10.9.0.1:8069/script/52:54:00:12:34:56 || goto again
+chain --replace http://10.9.0.1:8069/script/52-54-00-12-34-56 || goto again
 ";
         assert_eq!(boot(HEAD, &machine()).as_deref(), Some(expected));
     }
@@ -179,12 +180,12 @@ chain --replace http://10.9.0.1:8069/script/52:54:00:12:34:56 || goto again
         let mac = machine().mac;
         let first = unknown(HEAD, mac, 0);
         assert!(first.contains("echo   wiglaf node adopt 52:54:00:12:34:56\n"));
-        assert!(first.contains("/script/52:54:00:12:34:56?asked=1 ||"));
+        assert!(first.contains("/script/52-54-00-12-34-56?asked=1 ||"));
         let later = unknown(HEAD, mac, 1);
         assert_eq!(
             later,
             "#!ipxe\n:again\nsleep 5\n\
-             chain --replace http://10.9.0.1:8069/script/52:54:00:12:34:56?asked=2 || goto again\n"
+             chain --replace http://10.9.0.1:8069/script/52-54-00-12-34-56?asked=2 || goto again\n"
         );
         assert!(unknown(HEAD, mac, 119).contains("\ndhcp ||"));
         unknown(HEAD, mac, u32::MAX);

@@ -244,9 +244,15 @@ fn decide(
         Class::Unknown | Class::Text | Class::Nothing | Class::Files => fit == Fit::Line,
         _ => false,
     };
+    // Builtins take long when the machine does.
+    let is_worth_it = match main.class {
+        Class::Files => false,
+        Class::Nothing => analysis.opaque.is_some(),
+        _ => true,
+    };
     match estimate.filter(|found| is_known(found.fit)) {
         Some(found) if found.gathers => here(Reason::Gathers),
-        Some(found) if found.work_us() >= settings.short_us && main.class != Class::Files => {
+        Some(found) if found.work_us() >= settings.short_us && is_worth_it => {
             if call.stdin != StdinKind::Null && analysis.input != Input::No {
                 return here(Reason::Input);
             }

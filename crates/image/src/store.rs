@@ -17,6 +17,8 @@ const MANIFEST: &str = "manifest.json";
 /// Directories that are not images yet begin so, and end with the process's number.
 const UNFINISHED: &str = ".new-";
 
+const REMOVED: &str = ".old-";
+
 /// A manifest is some kilobytes.
 const MAX_MANIFEST: u64 = 16 << 20;
 
@@ -188,7 +190,7 @@ impl Images {
             });
         }
         // First out of sight, so that half of it is never served.
-        let hidden = self.unfinished();
+        let hidden = self.dir.join(format!("{REMOVED}{}", std::process::id()));
         fs::rename(&path, &hidden).map_err(disk(&path))?;
         fs::remove_dir_all(&hidden).map_err(disk(&hidden))
     }
@@ -221,22 +223,15 @@ impl Images {
             file.sync_all().map_err(disk(&path))?;
         }
         let place = self.dir.join(&manifest.id);
-        match fs::rename(&new.path, &place) {
-            Ok(()) => {}
-            // The same bytes have the same name.
-            Err(error) if self.read(&manifest.id).is_ok() => {
-                let is_there = matches!(
-                    error.kind(),
-                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
-                );
-                return if is_there {
-                    Ok(false)
-                } else {
-                    Err(disk(&place)(error))
-                };
-            }
-            Err(error) => return Err(disk(&place)(error)),
+        // The same bytes have the same name.
+        if self.read(&manifest.id).is_ok() {
+            return Ok(false);
         }
+        if place.exists() {
+            // A damaged one; nobody could boot it.
+            self.remove(&manifest.id)?;
+        }
+        fs::rename(&new.path, &place).map_err(disk(&place))?;
         let dir = Disk::open(&self.dir).map_err(disk(&self.dir))?;
         dir.sync_all().map_err(disk(&self.dir))?;
         Ok(true)
@@ -271,11 +266,14 @@ impl Images {
         self.dir.join(format!("{UNFINISHED}{}", std::process::id()))
     }
 
-    /// What builders left that were killed.
+    /// What was left by those that were killed.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let pid = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED));
+            let pid = name.to_str().and_then(|name| {
+                let pid = name.strip_prefix(UNFINISHED);
+                pid.or_else(|| name.strip_prefix(REMOVED))
+            });
             let is_dead = pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
             if is_dead {
                 let _ = fs::remove_dir_all(entry.path());

@@ -154,12 +154,8 @@ impl Service {
                 Err(_) => return self.drop_client(token),
             }
         }
-        for _ in 0..REQUESTS_PER_TURN {
-            if !self.serve_client(token) {
-                break;
-            }
-        }
-        self.await_client(token);
+        let has_more = (0..REQUESTS_PER_TURN).all(|_| self.serve_client(token));
+        self.await_client(token, has_more);
     }
 
     /// Answers a request, if there is one, and sends what goes at once. Returns whether there was
@@ -329,12 +325,13 @@ impl Service {
         }
     }
 
-    /// Waits for what can happen next.
-    fn await_client(&mut self, token: Token) {
+    /// Waits for what can happen next. What has come already makes nobody ready: there is always
+    /// room to write, so that its turn comes again.
+    fn await_client(&mut self, token: Token, has_more: bool) {
         let Some(client) = self.clients.all.get_mut(&token) else {
             return;
         };
-        let wanted = if client.connection.is_sending() {
+        let wanted = if client.connection.is_sending() || has_more {
             Interest::Write
         } else {
             Interest::Read

@@ -17,7 +17,7 @@ use super::journal::{self, Journal};
 use super::neighbours::Neighbours;
 
 /// For the most clients and transfers, and the files that they read.
-const DESCRIPTORS: u64 = 8192;
+const DESCRIPTORS: u64 = 16_384;
 /// SIGHUP, SIGINT, SIGTERM: meant for who started it. The head ends it by a message.
 const IGNORED: [i32; 3] = [1, 2, 15];
 

@@ -12,7 +12,7 @@ const MAX_BLOCK_BYTES: u32 = 1468;
 /// Most blocks under way. ROMs have small buffers, and a lost block has all after it sent again.
 const MAX_WINDOW: u32 = 32;
 /// What is sent first is sent again after this, then after twice as long, and so on.
-const FIRST_TIMEOUT_MS: u64 = 1_000;
+const FIRST_TIMEOUT_MS: u64 = 500;
 const MAX_TIMEOUT_MS: u64 = 8_000;
 /// The client's own wish is followed up to this.
 const MAX_WISHED_TIMEOUT_S: u32 = 255;

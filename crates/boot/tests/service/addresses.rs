@@ -156,7 +156,7 @@ fn a_strangers_address_is_its_own_after_a_crash() {
     let stranger = |last| Mac([2, 0, 0, 0, 0, last]);
     let mut scene = Scene::serving(settings());
     let (first, file) = boot(&scene, stranger(1)).expect("an address");
-    assert_eq!(file, format!("http://{HEAD}:8069/script/{}", stranger(1)));
+    assert_eq!(file, script_of(stranger(1)));
     assert!((200..204).contains(&first.octets()[3]), "{first}");
     scene.wait_stage(stranger(1), Stage::Addressed);
     scene.kill();
@@ -175,6 +175,11 @@ fn a_strangers_address_is_its_own_after_a_crash() {
     assert_eq!(boot(&scene, stranger(1)).expect("an address").0, first);
     // The pool is dry, and the adopted machine does not notice (B1).
     assert_eq!(boot(&scene, MAC).expect("an address").0, ITS);
+}
+
+fn script_of(mac: Mac) -> String {
+    let mac = mac.to_string().replace(':', "-");
+    format!("http://{HEAD}:8069/script/{mac}")
 }
 
 fn dnsmasq(scene: &Scene) -> super::scene::Running {
@@ -211,10 +216,7 @@ fn beside_another_server_we_only_say_what_to_boot() {
     write_script(&scene, "$ip");
     // We give no address, whoever asks.
     assert!(!udhcpc(&scene));
-    assert_eq!(
-        boot_file_by_proxy(&scene),
-        format!("http://{HEAD}:8069/script/{MAC}")
-    );
+    assert_eq!(boot_file_by_proxy(&scene), script_of(MAC));
 }
 
 /// What the answer to a DISCOVER says.

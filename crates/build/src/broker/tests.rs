@@ -228,6 +228,45 @@ fn a_lost_line_goes_to_another_node_and_then_here() {
 }
 
 #[test]
+fn a_link_goes_where_its_files_were_written() {
+    let mut build = Build::new(Learned::default(), 0, 2);
+    for (number, file, place) in [(0, "a", "n1"), (1, "b", "n2"), (2, "c", "n2")] {
+        build.call(number, &format!("gcc -c {file}.c -o {file}.o"));
+        build.placed(number, place);
+    }
+    build.ended(0, Status::Exited(0));
+    build.ended(1, Status::Exited(0));
+    build.ended(2, Status::Exited(1));
+    let preferred = |effects: &[Effect]| match effects {
+        [_, Effect::Launch { prefer, .. }] => prefer.clone(),
+        other => panic!("{other:?}"),
+    };
+    let both = build.call(3, "gcc -o x a.o b.o c.o");
+    assert_eq!(preferred(&both), ["n1", "n2"]);
+    build.placed(3, "n2");
+    assert_eq!(
+        preferred(&build.call(4, "strings x b.o; gcc -o y b.o")),
+        ["n2"]
+    );
+}
+
+#[test]
+fn hearing_of_the_same_nodes_again_forgives_nothing() {
+    let mut build = Build::new(Learned::default(), 0, 8);
+    for number in 0..3 {
+        build.call(number, "gcc -c x.c");
+        build.refused(number);
+    }
+    build.event(Event::Nodes(vec![node("n1", 1), node("n2", 1)]));
+    assert_eq!(build.call(3, "gcc -c x.c"), [here(3)]);
+    build.event(Event::Nodes(vec![node("n1", 1), node("n3", 1)]));
+    assert_eq!(build.call(4, "gcc -c x.c"), [hold(4), launch(3, 4)]);
+    assert!(build.broker.wants_nodes());
+    build.placed(3, "n3");
+    assert!(!build.broker.wants_nodes());
+}
+
+#[test]
 fn with_no_other_node_a_lost_line_runs_here() {
     let mut build = Build::new(Learned::default(), 0, 2);
     build.event(Event::Nodes(vec![node("n1", 1)]));

@@ -169,6 +169,7 @@ fn what_was_learned_decides() {
     teach(&line("nm far.o >far"), 900_000, Some(50_000));
     teach(&line("sed s/x/y/ big >out"), 900_000, None);
     teach(&line("cp big out"), 900_000, None);
+    teach(&line("set -e; echo x"), 900_000, None);
     teach(&line("eval $a"), 900_000, None);
     let judged = |call: &Call| {
         let found = judge(call, &settings(), &learned);
@@ -215,6 +216,7 @@ fn what_was_learned_decides() {
         is(Wish::Here, "small"),
         "the files are here"
     );
+    assert_eq!(judged(&line("set -e; echo x")), is(Wish::Here, "small"));
     assert_eq!(judged(&line("eval $a")), is(Wish::Node, "takes long"));
     assert_eq!(
         judged(&line("eval $b")),

@@ -180,7 +180,7 @@ fn a_silent_client_is_given_up_after_pauses_that_grow() {
         let again = transfer.wake(transfer.due_ms());
         assert!(again == first || transfer.outcome().is_some());
     }
-    assert_eq!(dues, [1000, 3000, 7000, 15000, 23000, 31000, 39000]);
+    assert_eq!(dues, [500, 1500, 3500, 7500, 15_500, 23_500, 31_500]);
     assert_eq!(transfer.outcome(), Some(Outcome::Silent));
 }
 

@@ -9,6 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::termios::tcgetwinsize;
 use wiglaf_build::{Call, ShimId, StdinKind};
@@ -285,8 +286,17 @@ fn stdin_kind(fd: Option<&OwnedFd>) -> StdinKind {
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::CharacterDevice if device == NULL_DEVICE => StdinKind::Null,
         FileType::CharacterDevice if rustix::termios::isatty(fd) => StdinKind::Terminal,
+        // What make gives to all jobs but one.
+        FileType::Fifo if has_run_dry(fd) => StdinKind::Null,
         _ => StdinKind::Other,
     }
+}
+
+/// A pipe with nothing in it, and nobody left to write.
+fn has_run_dry(fd: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(fd, PollFlags::IN)];
+    let answer = poll(&mut polled, Some(&Timespec::default()));
+    answer.is_ok() && polled[0].revents() == PollFlags::HUP
 }
 
 /// Whether somebody in the build reads what this writes: it is a pipe, and not the one that the
@@ -485,6 +495,17 @@ mod tests {
         assert!(!has_jobserver(1, &env("MAKEFLAGS=w"), -1));
         let closed = env("MAKEFLAGS=--jobserver-auth=-2,-2");
         assert!(!has_jobserver(1, &closed, -1));
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_writes_to_is_no_input() {
+        let (read, write) = rustix::pipe::pipe().expect("a pipe");
+        assert_eq!(stdin_kind(Some(&read)), StdinKind::Other);
+        rustix::io::write(&write, b"x").expect("written");
+        drop(write);
+        assert_eq!(stdin_kind(Some(&read)), StdinKind::Other);
+        rustix::io::read(&read, &mut [0; 2]).expect("read");
+        assert_eq!(stdin_kind(Some(&read)), StdinKind::Null);
     }
 
     #[test]
