@@ -1,5 +1,6 @@
 //! A head and a machine in namespaces of their own, a cable between them, the service on the head.
 
+use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,26 +26,65 @@ pub(crate) struct Scene {
     pub(crate) directory: tempfile::TempDir,
     service: Option<Child>,
     pub(crate) head: Option<Channel<FromBoot, ToBoot>>,
+    cable: Option<Running>,
 }
 
 impl Scene {
     /// The machine's end of the cable is `eth0`, the head's is `wire`; `other` is another cable of
     /// the head's, to `eth1` of the same machine.
     pub(crate) fn new() -> Scene {
+        let scene = Scene::empty();
+        let (head, machine) = (scene.head_name(), scene.machine_name());
+        ip(&format!(
+            "link add wire netns {head} type veth peer name eth0 netns {machine}"
+        ));
+        scene.furnish();
+        scene
+    }
+
+    /// The cable loses one packet in fifty. `None`: such a cable can't be had here.
+    pub(crate) fn lossy() -> Option<Scene> {
+        let mut scene = Scene::empty();
+        let (near, far) = (format!("{}a", scene.name), format!("{}b", scene.name));
+        let mut cable = Command::new("python3")
+            .args(["-c", include_str!("lossy.py"), &near, &far])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut said = String::new();
+        let mut output = BufReader::new(cable.stdout.take().expect("its output"));
+        output.read_line(&mut said).expect("its output");
+        scene.cable = Some(Running(cable));
+        if said.trim() != "ready" {
+            return None;
+        }
+        let (head, machine) = (scene.head_name(), scene.machine_name());
+        ip(&format!("link set {near} netns {head} name wire"));
+        ip(&format!("link set {far} netns {machine} name eth0"));
+        scene.furnish();
+        Some(scene)
+    }
+
+    fn empty() -> Scene {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let directory = tempfile::tempdir().expect("a directory");
         let scene = Scene {
             name: format!("wgb{}x{number}", std::process::id()),
-            directory,
+            directory: tempfile::tempdir().expect("a directory"),
             service: None,
             head: None,
+            cable: None,
         };
-        let (head, machine) = (scene.head_name(), scene.machine_name());
+        ip(&format!("netns add {}", scene.head_name()));
+        ip(&format!("netns add {}", scene.machine_name()));
+        scene
+    }
+
+    /// Addresses and files.
+    fn furnish(&self) {
+        let (head, machine) = (self.head_name(), self.machine_name());
         for line in [
-            format!("netns add {head}"),
-            format!("netns add {machine}"),
-            format!("link add wire netns {head} type veth peer name eth0 netns {machine}"),
             format!("link add other netns {head} type veth peer name eth1 netns {machine}"),
             format!("-n {head} address add {HEAD}/24 dev wire"),
             format!("-n {head} address add 10.8.0.1/24 dev other"),
@@ -58,7 +98,7 @@ impl Scene {
         ] {
             ip(&line);
         }
-        let path = scene.path("");
+        let path = self.path("");
         let image = path.join("images/default-1");
         std::fs::create_dir_all(&image).expect("a directory");
         std::fs::create_dir(path.join("loaders")).expect("a directory");
@@ -70,16 +110,20 @@ impl Scene {
         // As a head's state is.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(&path, mode).expect("a mode");
-        scene
     }
 
     /// With the service running and its settings in force.
     pub(crate) fn serving(settings: BootSettings) -> Scene {
         let mut scene = Scene::new();
-        scene.start();
-        scene.configure(settings);
-        scene.wait(|message| matches!(message, FromBoot::Ready { .. }));
+        scene.serve(settings);
         scene
+    }
+
+    /// Starts the service, and waits until it answers.
+    pub(crate) fn serve(&mut self, settings: BootSettings) {
+        self.start();
+        self.configure(settings);
+        self.wait(|message| matches!(message, FromBoot::Ready { .. }));
     }
 
     fn head_name(&self) -> String {
@@ -246,6 +290,7 @@ impl Scene {
 impl Drop for Scene {
     fn drop(&mut self) {
         self.kill();
+        self.cable = None;
         for name in [self.head_name(), self.machine_name()] {
             ip(&format!("netns delete {name}"));
         }

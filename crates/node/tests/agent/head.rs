@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use wiglaf_link::{
-    Authority, Interest, JoinToken, NodeIdentity, Poll, Role, TlsLink, Token, peek_server_name,
-    server_config,
+    Authority, Interest, JoinToken, NodeIdentity, Poll, Role, TlsLink, Token, approval_code,
+    peek_server_name, server_config,
 };
 use wiglaf_linux::namespace::NamespaceFlags;
 use wiglaf_linux::process::{Fork, clone_into, fork, pidfd_send_signal, set_pdeathsig, wait};
@@ -55,6 +55,8 @@ pub(crate) struct Head {
     pub(crate) inbox: VecDeque<FromAgent>,
     written: HashMap<(TaskId, Stream), Vec<u8>>,
     pub(crate) joined: Option<String>,
+    /// Where a machine that booted asked from, and the code of its key.
+    pub(crate) attempts: Vec<(u16, String)>,
     next_task: u64,
     next_request: u64,
     pub(crate) agents: Vec<(i32, OwnedFd)>,
@@ -104,6 +106,7 @@ impl Head {
             inbox: VecDeque::new(),
             written: HashMap::new(),
             joined: None,
+            attempts: Vec::new(),
             next_task: 1,
             next_request: 1,
             agents: Vec::new(),
@@ -414,6 +417,24 @@ impl Head {
                         authority,
                     })
                     .unwrap();
+                    self.unproven.push(link);
+                }
+                Some(FromAgent::JoinBooted { mac, request, .. }) => {
+                    let peer = rustix::net::getpeername(&link).unwrap().unwrap();
+                    let code = approval_code(&self.authority.fingerprint(), &request, mac.0);
+                    let from: SocketAddr = peer.try_into().unwrap();
+                    self.attempts.push((from.port(), code.clone()));
+                    let answer = if self.attempts.len() == 1 {
+                        ToAgent::AwaitApproval { code }
+                    } else {
+                        let node = Role::Node(NODE);
+                        let certificate = self.authority.certify(node, &request).unwrap();
+                        ToAgent::Certificate {
+                            certificate: certificate.to_vec(),
+                            authority: self.authority.certificate().to_vec(),
+                        }
+                    };
+                    link.send(&answer).unwrap();
                     self.unproven.push(link);
                 }
                 Some(FromAgent::Hello { tasks, .. }) => {

@@ -16,7 +16,8 @@ use head::{END_PID, FIRST_PID, Head, LONG_LEASE_MS, NOBODY, SIGKILL};
 use wiglaf_link::JoinToken;
 use wiglaf_linux::process::{ChildState, ExitStatus, pidfd_send_signal, wait};
 use wiglaf_node::agent::Trust;
-use wiglaf_wire::agent::{FromAgent, SignalScope, ToAgent};
+use wiglaf_wire::agent::{FromAgent, PowerAction, SignalScope, ToAgent};
+use wiglaf_wire::boot::Mac;
 use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::{LaunchSpec, StdioKind, WindowSize};
 use wiglaf_wire::status::Status;
@@ -53,6 +54,10 @@ fn main() {
             a_lost_connection_ends_nothing,
         ),
         ("a_token_is_enough_to_join", a_token_is_enough_to_join),
+        (
+            "a_machine_that_booted_joins_when_approved",
+            a_machine_that_booted_joins_when_approved,
+        ),
         (
             "an_agent_beside_leaves_when_asked",
             an_agent_beside_leaves_when_asked,
@@ -396,6 +401,34 @@ fn a_token_is_enough_to_join() {
     let id = head.launch(shell("exit 5"));
     assert_eq!(head.wait_end(id).0, Status::Exited(5));
     head.tell(ToAgent::Leave);
+    let agent = head.agents.remove(0);
+    let end = wait(agent.0, false).unwrap().unwrap();
+    assert_eq!(end.state, ChildState::Ended(ExitStatus::Exited(0)));
+}
+
+fn a_machine_that_booted_joins_when_approved() {
+    let mut head = Head::new(LONG_LEASE_MS);
+    head.start(Trust::Booted {
+        authority: head.authority.fingerprint(),
+        mac: Mac([0x52, 0x54, 0, 0, 0, 1]),
+        boot: None,
+    });
+    head.wait_until("the agent", |head| head.agent.is_some());
+    // It asks from root's ports, and always with the same key.
+    let [(first, shown), (second, approved)] = &head.attempts[..] else {
+        panic!("{:?}", head.attempts);
+    };
+    assert!(*first < 1024 && *second < 1024);
+    assert_eq!(shown, approved);
+    let id = head.launch(shell("sleep 1000"));
+    head.wait_for("start", |message| {
+        matches!(message, FromAgent::Started { .. })
+    });
+    // Its tasks are ended in order before the machine is.
+    let action = PowerAction::Reboot;
+    head.tell(ToAgent::Power { action });
+    let (status, _) = head.wait_end(id);
+    assert!(matches!(status, Status::Failed { code: 125, .. }));
     let agent = head.agents.remove(0);
     let end = wait(agent.0, false).unwrap().unwrap();
     assert_eq!(end.state, ChildState::Ended(ExitStatus::Exited(0)));

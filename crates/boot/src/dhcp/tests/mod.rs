@@ -12,6 +12,7 @@ use super::packet::{Operation, Packet};
 use super::{Destination, Effect, Lease, PROXY_PORT, Port, Server};
 
 mod answers;
+mod interfaces;
 mod pool;
 mod problems;
 mod random;
