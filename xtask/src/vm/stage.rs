@@ -6,11 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use super::LARGEST_BINARY;
 use super::ground::Ground;
 use super::guest::{Guest, Plan};
 use super::wire::Wire;
 use crate::debs::Kernel;
 
+/// What a node of a debugging build needs more.
+const UNOPTIMISED_MIB: u32 = 128;
 /// How many of a log's last lines a failure shows.
 const SHOWN_LINES: usize = 25;
 
@@ -59,7 +62,10 @@ impl<'a> Stage<'a> {
     }
 
     /// Switches a machine on.
-    pub(super) fn guest<'w>(&self, wire: &'w Wire, plan: Plan) -> Result<Guest<'w>> {
+    pub(super) fn guest<'w>(&self, wire: &'w Wire, mut plan: Plan) -> Result<Guest<'w>> {
+        if self.binary.metadata()?.len() > LARGEST_BINARY {
+            plan.memory_mib += UNOPTIMISED_MIB;
+        }
         Guest::start(wire, plan, &self.logs, &self.dir)
     }
 

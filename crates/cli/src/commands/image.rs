@@ -132,7 +132,8 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
             kernel: args.kernel,
             modules: args.modules,
         },
-        init: std::env::current_exe()?,
+        // Even if its file has been replaced meanwhile.
+        init: "/proc/self/exe".into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         authority: authority(layout)?,
         include: args.include,
@@ -182,8 +183,14 @@ fn authority(layout: &Layout) -> Result<[u8; 32], CommandError> {
         CommandError::new(format!("there is no cluster in {}", layout.state.display()))
             .hint("`wiglaf init` makes one; nodes find it by what the image holds of it")
     };
-    if !layout.database().exists() {
-        return Err(none());
+    match layout.database().try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Err(none()),
+        Err(error) => {
+            let path = layout.state.display();
+            return Err(CommandError::new(format!("{path}: {error}"))
+                .hint("images are built by who made the cluster, mostly root"));
+        }
     }
     let secrets = Store::open(&layout.database())?.secrets()?;
     let secrets = secrets.ok_or_else(none)?;

@@ -45,7 +45,8 @@ struct Card {
     mac: Mac,
     socket: OwnedFd,
     client: Client,
-    has_link: bool,
+    /// Since when the other end of its cable shows.
+    linked_ms: Option<u64>,
     /// What the kernel was told.
     address: Option<(Ipv4Addr, u8)>,
     /// A server that says nothing of a head.
@@ -113,7 +114,7 @@ impl Network {
                         name,
                         mac,
                         socket,
-                        has_link: false,
+                        linked_ms: None,
                         address: None,
                         stranger: None,
                     });
@@ -133,7 +134,7 @@ impl Network {
 
     /// When [`Network::step`] is due.
     pub(super) fn deadline(&self) -> Option<u64> {
-        let linked = self.cards.iter().filter(|card| card.has_link);
+        let linked = self.cards.iter().filter(|card| card.linked_ms.is_some());
         linked.filter_map(|card| card.client.deadline()).min()
     }
 
@@ -145,11 +146,11 @@ impl Network {
                 continue;
             }
             let card = &mut self.cards[index];
-            if !card.has_link {
-                card.has_link = has_link(&card.name);
-                if !card.has_link {
+            if card.linked_ms.is_none() {
+                if !has_link(&card.name) {
                     continue;
                 }
+                card.linked_ms = Some(now_ms);
                 journal.say(format_args!("{} has a link", card.name));
             }
             let mut outputs = Vec::new();
@@ -289,12 +290,20 @@ impl Network {
                 .collect();
             names.join(", ")
         };
-        let linked: Vec<&Card> = cards.iter().copied().filter(|card| card.has_link).collect();
+        let linked: Vec<&Card> = cards
+            .iter()
+            .copied()
+            .filter(|card| card.linked_ms.is_some())
+            .collect();
         if linked.is_empty() {
             return Some(format!(
                 "no link on {}: is the cable plugged in, and the switch on?",
                 names(&cards)
             ));
+        }
+        let is_fresh = |card: &&Card| card.linked_ms.is_some_and(|at| now_ms < at + WORRY_MS);
+        if linked.iter().all(is_fresh) {
+            return None;
         }
         if let Some((card, server)) = linked.iter().find_map(|card| Some((card, card.stranger?))) {
             return Some(format!(

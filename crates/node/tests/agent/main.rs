@@ -32,7 +32,7 @@ fn main() {
         .skip(1)
         .filter(|a| !a.starts_with('-'))
         .collect();
-    let tests: [(&str, fn()); 18] = [
+    let tests: [(&str, fn()); 19] = [
         ("a_task_runs_as_asked", a_task_runs_as_asked),
         ("a_terminal_is_the_tasks_own", a_terminal_is_the_tasks_own),
         ("what_can_not_run_says_why", what_can_not_run_says_why),
