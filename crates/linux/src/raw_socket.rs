@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// `ICMP6_FILTER` of `<linux/icmpv6.h>`.
 const ICMP6_FILTER: c_int = 1;
+/// `<linux/sockios.h>`.
+const SIOCGIFFLAGS: usize = 0x8913;
 /// Room for one hop limit beside a packet, aligned as the kernel wants it.
 const CONTROL_WORDS: usize = 8;
 
@@ -29,6 +31,34 @@ pub fn bind_to_device(socket: impl AsFd, interface: &str) -> Result<(), Errno> {
             bytes,
         )
     }
+}
+
+/// Whether an interface is up and its cable leads somewhere.
+///
+/// # Errors
+/// `ENODEV`: there is no such interface.
+pub fn has_link(socket: impl AsFd, interface: &str) -> Result<bool, Errno> {
+    // SAFETY: zero is a value of each of its fields.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays 0.
+    let room = request.ifr_name.len() - 1;
+    if interface.len() > room {
+        return Err(Errno::NODEV);
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *place = byte.cast_signed();
+    }
+    let args = [
+        int(socket.as_fd().as_raw_fd()),
+        SIOCGIFFLAGS,
+        (&raw mut request).expose_provenance(),
+    ];
+    // SAFETY: the kernel reads the name, and writes the flags beside it.
+    unsafe { checked(libc::SYS_ioctl, args) }?;
+    // SAFETY: the kernel has written the flags; any bits are a value of theirs.
+    let flags = unsafe { std::ptr::read_volatile(&raw const request.ifr_ifru.ifru_flags) };
+    let wanted = libc::IFF_UP | libc::IFF_RUNNING;
+    Ok(c_int::from(flags) & wanted == wanted)
 }
 
 /// Speaks IPv4 by Ethernet address: to machines that have no address yet, so that nobody would
@@ -274,6 +304,14 @@ mod tests {
         bound.send_to(b"x", bound.local_addr().unwrap()).unwrap();
         let mut byte = [0];
         assert_eq!(bound.recv(&mut byte).unwrap(), 1);
+    }
+
+    #[test]
+    fn an_interface_has_a_link_or_is_not_there() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(has_link(&socket, "lo"), Ok(true));
+        assert_eq!(has_link(&socket, "wiglaf-none"), Err(Errno::NODEV));
+        assert_eq!(has_link(&socket, &"x".repeat(16)), Err(Errno::NODEV));
     }
 
     #[test]

@@ -19,8 +19,9 @@ const PREFIX: &str = "wgv.";
 /// A namespace's processes count from one. A machine that has been started is further, and
 /// nothing of a guest's must have a number that a ghost gets.
 const FIRST_PID: &str = "20000";
-/// The first process: reaps what is left to it, and passes our end on.
-const INIT: &str = "exec 3<&0; \"$@\" <&3 3<&- & wait $!";
+/// The first process: reaps what is left to it, and passes our end on. The session is a new one,
+/// since the number of a group from outside is 0 here.
+const INIT: &str = "exec 3<&0; setsid -w \"$@\" <&3 3<&- & wait $!";
 
 /// Runs this program with these arguments on a new ground, with its folder as the last one.
 pub(super) fn enter(args: &[String]) -> Result<ExitStatus> {

@@ -65,8 +65,12 @@ impl<'a> Head<'a> {
         let manifest = head.admin_within(&words, IMAGE)?;
         let manifest: Value = serde_json::from_str(&manifest).context("the image's manifest")?;
         let image = text(&manifest, "id").context("the image has no ID")?;
-        if head.admin(&["image", "use", image]).is_err() { // TEMPORARY
-            if let Some(mut d) = head.daemon.borrow_mut().take() { d.kill()?; d.wait()?; }
+        if head.admin(&["image", "use", image]).is_err() {
+            // TEMPORARY
+            if let Some(mut d) = head.daemon.borrow_mut().take() {
+                d.kill()?;
+                d.wait()?;
+            }
             let db = head.dir.join("state/head.sqlite");
             crate::run::check(Command::new("python3").args(["-c", "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('INSERT OR REPLACE INTO setting VALUES (?,?)',('image',sys.argv[2])); d.commit()"]).arg(db).arg(image))?;
             head.start()?;

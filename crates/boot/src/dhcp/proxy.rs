@@ -1,5 +1,8 @@
 //! The service beside another DHCP server: that gives the addresses, we say what to boot
 //! (PXE 2.1, section 2.2.3); and the boot server at port 4011.
+//!
+//! Only machines that were adopted are told. On such a wire are other people's, which start from
+//! their disks when nobody answers.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -20,7 +23,7 @@ impl Server {
         }
         match Message::of(asked.packet) {
             Some(Message::Discover) => {
-                if asked.boots() || is_agent {
+                if asked.is_ours && (asked.boots() || is_agent) {
                     let mut offer =
                         reply::answer(&asked.network, asked.packet, Some(Message::Offer));
                     if self.add_boot(asked, &mut offer, out) {
@@ -36,7 +39,7 @@ impl Server {
                 let address = address.filter(|address| asked.network.is_giveable(*address));
                 self.see(asked, Stage::Addressed, address, out);
             }
-            Some(Message::Inform) if asked.boots() || is_agent => {
+            Some(Message::Inform) if asked.is_ours && (asked.boots() || is_agent) => {
                 let own = reply::own_address(asked.packet).unwrap_or(*asked.from.ip());
                 if !asked.network.is_giveable(own) {
                     return;
@@ -63,6 +66,10 @@ impl Server {
             Some(Message::Discover | Message::Request | Message::Inform)
         );
         if !is_pxe || !is_question {
+            return;
+        }
+        if !asked.is_ours {
+            self.see(asked, Stage::Asked, None, out);
             return;
         }
         let mut ack = reply::answer(&asked.network, asked.packet, Some(Message::Ack));

@@ -114,7 +114,15 @@ impl Service {
         }
         self.announces |= is_changed;
         let wire = &mut self.wires[index];
-        if !matches!(wire.state, State::New) || !wire.is_open() {
+        let was_plugged_in = wire.was_plugged_in();
+        let is_due = match wire.state {
+            State::New => wire.is_open(),
+            // It may be another wire now. Machines are answered meanwhile: one at the other end of
+            // the cable makes the link come and go while it starts.
+            State::Answering(None) => was_plugged_in && !wire.is_proxy(),
+            State::Answering(Some(_)) | State::Probing(_) | State::Silent => false,
+        };
+        if !is_due {
             return;
         }
         if wire.is_proxy() {
@@ -142,7 +150,7 @@ impl Service {
 
     fn watch_probe(&mut self, index: usize) {
         let wire = &self.wires[index];
-        if let State::Probing(probe) = &wire.state {
+        if let State::Probing(probe) | State::Answering(Some(probe)) = &wire.state {
             let token = super::watch(&self.poll, &mut self.next_token, probe);
             if let Ok(token) = token {
                 self.watched.insert(token, Watched::Probe(wire.number));
@@ -192,10 +200,8 @@ impl Service {
                 }
                 State::Probing(mut probe) => {
                     let again_ms = probe.since_ms + PROBE_AGAIN_MS;
-                    if now_ms >= again_ms && !probe.is_repeated {
-                        probe.is_repeated = true;
-                        // Lost like any other packet.
-                        let _ = probe.send();
+                    if now_ms >= again_ms {
+                        probe.repeat();
                     }
                     let due = if probe.is_repeated {
                         probe.since_ms + PROBE_MS
@@ -204,8 +210,17 @@ impl Service {
                     };
                     (Some(due), State::Probing(probe))
                 }
-                State::Answering(Some(probe)) if now_ms < probe.since_ms + LISTEN_MS => {
-                    let due = probe.since_ms + LISTEN_MS;
+                State::Answering(Some(mut probe)) if now_ms < probe.since_ms + LISTEN_MS => {
+                    // A switch may take a while until it lets anything pass.
+                    let again_ms = probe.since_ms + LISTEN_MS / 2;
+                    if now_ms >= again_ms {
+                        probe.repeat();
+                    }
+                    let due = if probe.is_repeated {
+                        probe.since_ms + LISTEN_MS
+                    } else {
+                        again_ms
+                    };
                     (Some(due), State::Answering(Some(probe)))
                 }
                 State::Answering(_) => (None, State::Answering(None)),

@@ -71,6 +71,8 @@ pub(super) struct Wire {
     pub(super) state: State,
     /// The kernel's index, 0 while there is none.
     pub(super) index: u32,
+    /// Whether its cable led somewhere when that was last looked at.
+    had_link: bool,
     packets: Option<PacketSocket>,
     pub(super) dhcp: Option<UdpSocket>,
     pub(super) proxy: Option<UdpSocket>,
@@ -88,6 +90,7 @@ impl Wire {
             settings,
             state: State::New,
             index: 0,
+            had_link: false,
             packets: None,
             dhcp: None,
             proxy: None,
@@ -207,6 +210,16 @@ impl Wire {
         self.packets.is_some() && self.dhcp.is_some() && self.proxy.is_some()
     }
 
+    /// Whether its cable was put in since this was last asked.
+    pub(super) fn was_plugged_in(&mut self) -> bool {
+        let Some(socket) = &self.dhcp else {
+            return false;
+        };
+        let has_link = raw_socket::has_link(socket, &self.settings.name) == Ok(true);
+        let had_link = std::mem::replace(&mut self.had_link, has_link);
+        has_link && !had_link
+    }
+
     /// Starts to ask for another DHCP server.
     pub(super) fn probe(
         &mut self,
@@ -223,7 +236,10 @@ impl Wire {
             is_repeated: false,
         };
         probe.send()?;
-        self.state = State::Probing(probe);
+        self.state = match self.state {
+            State::Answering(_) => State::Answering(Some(probe)),
+            _ => State::Probing(probe),
+        };
         Ok(())
     }
 
@@ -278,6 +294,14 @@ impl Wire {
 }
 
 impl Probe {
+    /// Asks once more, should the question have been lost.
+    pub(super) fn repeat(&mut self) {
+        if !self.is_repeated {
+            self.is_repeated = true;
+            let _ = self.send();
+        }
+    }
+
     pub(super) fn send(&self) -> Result<(), Errno> {
         let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, dhcp::CLIENT_PORT);
         let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, dhcp::SERVER_PORT);

@@ -38,6 +38,11 @@ pub(crate) const TESTS: &[Test] = &[
         run: another_server_is_noticed_and_left_alone,
     },
     Test {
+        name: "another_server_is_noticed_when_the_cable_is_put_in",
+        needs: &["dnsmasq"],
+        run: another_server_is_noticed_when_the_cable_is_put_in,
+    },
+    Test {
         name: "beside_another_server_we_only_say_what_to_boot",
         needs: &["udhcpc"],
         run: beside_another_server_we_only_say_what_to_boot,
@@ -206,6 +211,27 @@ fn another_server_is_noticed_and_left_alone() {
         "{text}"
     );
     assert!(text.contains("--proxy"), "{text}");
+}
+
+fn another_server_is_noticed_when_the_cable_is_put_in() {
+    let mut scene = Scene::new();
+    let link = |scene: &Scene, state: &str| {
+        let set = scene.on_machine(&format!("ip link set eth0 {state}"));
+        assert!(set.status.success());
+    };
+    link(&scene, "down");
+    scene.serve(settings());
+    // Nobody was there to answer. Now somebody is.
+    std::thread::sleep(Duration::from_millis(2_500));
+    link(&scene, "up");
+    let _other = dnsmasq(&scene);
+    std::thread::sleep(Duration::from_millis(500));
+    scene.wait(|message| {
+        let FromBoot::Problem { text, .. } = message else {
+            return false;
+        };
+        text.contains("another DHCP server answers on wire: 10.9.0.2")
+    });
 }
 
 fn beside_another_server_we_only_say_what_to_boot() {

@@ -139,7 +139,8 @@ impl Scene {
     }
 
     pub(crate) fn start(&mut self) {
-        let program = std::env::current_exe().expect("our own path");
+        // By no name of a file: another build may have replaced that.
+        let program = format!("/proc/{}/exe", std::process::id());
         let service = Command::new("ip")
             .args(["netns", "exec", &self.head_name()])
             .arg(program)

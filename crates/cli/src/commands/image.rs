@@ -23,6 +23,7 @@ Examples:
   wiglaf image build                        from the kernel that runs here
   wiglaf image build --kernel 6.1.0-50-cloud-amd64
   wiglaf image build --include python3 --include /opt/model --name model
+  wiglaf image use model --nodes n[1-4]     from their next start on
   wiglaf image list
   wiglaf image show default                 the newest of that name, and what is in it";
 
@@ -55,6 +56,14 @@ enum Action {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have nodes boot this image from their next start on
+    Use {
+        /// Its ID, or its name: the newest one then
+        image: String,
+        /// Only these nodes, as a node set; otherwise all for which nothing else was said
+        #[arg(long, value_name = "NODES")]
+        nodes: Option<String>,
     },
     /// Remove images that no machine boots
     Remove {
@@ -121,6 +130,10 @@ pub(crate) fn run(args: Args) -> CommandResult {
         Action::Build(args) => build(&layout, &images, args),
         Action::List { json } => list(&images, json),
         Action::Show { image, json } => show(&images, &image, json),
+        Action::Use { image, nodes } => {
+            let image = images.get(&image).map_err(store_error)?.id;
+            ask(BootRequest::UseImage { image, nodes }).map(|_| 0)
+        }
         Action::Remove { images: ids, force } => remove(&images, &ids, force),
     }
 }
@@ -154,11 +167,12 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
     for warning in &built.warnings {
         eprintln!("wiglaf: {warning}");
     }
+    let manifest = &built.manifest;
+    let is_used = succeed(layout, manifest)?;
     if args.json {
-        output::json(&built.manifest)?;
+        output::json(manifest)?;
         return Ok(0);
     }
-    let manifest = &built.manifest;
     let id = &manifest.id;
     output::print(&format!(
         "{id}{}\nkernel {} of {}, initramfs of {}\n",
@@ -171,10 +185,43 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
         output::bytes(manifest.kernel.size),
         output::bytes(manifest.initramfs.size),
     ))?;
-    if used().is_some_and(|used| !used.contains(id)) {
-        output::print(&format!("next: `wiglaf image use {id}`\n"))?;
-    }
+    let next = if is_used {
+        "nodes boot it from their next start on\n".to_owned()
+    } else {
+        format!("next: `wiglaf image use {id} --nodes NODES`, or for all without --nodes\n")
+    };
+    output::print(&next)?;
     Ok(0)
+}
+
+/// An image takes the place of the one of the same name that nodes boot now, or of none: whoever
+/// has a new kernel wants it to be booted. Whether it is the one that nodes boot.
+fn succeed(layout: &Layout, manifest: &Manifest) -> Result<bool, CommandError> {
+    let takes_over = |now: Option<&str>| {
+        now.is_none_or(|now| {
+            now.rsplit_once('-')
+                .is_some_and(|(name, _)| name == manifest.name)
+        })
+    };
+    let image = manifest.id.clone();
+    match ask(BootRequest::Status) {
+        Ok(Reply::Boot(status)) => {
+            let takes_over = takes_over(status.image.as_deref());
+            if takes_over {
+                ask(BootRequest::UseImage { image, nodes: None })?;
+            }
+            Ok(takes_over)
+        }
+        // Nobody else has the database open then.
+        _ => {
+            let store = Store::open(&layout.database())?;
+            let takes_over = takes_over(store.machines()?.image());
+            if takes_over {
+                store.put_image(&image)?;
+            }
+            Ok(takes_over)
+        }
+    }
 }
 
 /// The hash that nodes know the head by.
