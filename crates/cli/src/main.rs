@@ -29,7 +29,7 @@ Examples:
   wiglaf make -j                     an unmodified build, its lines on all nodes
   wiglaf ps                          the processes on all nodes; `wiglaf kill PID` signals one
   wiglaf nodes                       the nodes and their states
-  wiglaf boot enable --interface eth1  machines that start from the network join
+  wiglaf boot enable --interface eth1 machines that start from the network join
   wiglaf doctor                      whether this machine can be a head, and what to do about it";
 
 /// Turns a pile of Linux machines into one computer: commands run on any node as if they ran here.

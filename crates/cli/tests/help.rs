@@ -22,22 +22,34 @@ fn the_first_page() {
 fn every_command() {
     for name in [
         "demo", "up", "down", "run", "make", "build", "ps", "kill", "jobs", "wait", "logs", "cp",
-        "nodes", "node", "view", "doctor", "init", "head",
+        "nodes", "node", "boot", "image", "net", "view", "doctor", "init", "head",
     ] {
         insta::assert_snapshot!(name, help(&[name]));
     }
 }
 
 #[test]
-fn every_action_on_nodes() {
-    for name in ["show", "set", "drain", "resume", "token", "agent"] {
-        insta::assert_snapshot!(format!("node-{name}"), help(&["node", name]));
+fn every_action() {
+    let actions: &[(&str, &[&str])] = &[
+        (
+            "node",
+            &[
+                "show", "set", "drain", "resume", "token", "agent", "adopt", "approve", "forget",
+                "why", "log", "reboot", "halt", "poweroff", "wake",
+            ],
+        ),
+        ("boot", &["enable", "disable", "status"]),
+        ("image", &["build", "list", "show", "use", "remove"]),
+        ("view", &["status", "check"]),
+    ];
+    for (command, actions) in actions {
+        for action in *actions {
+            insta::assert_snapshot!(format!("{command}-{action}"), help(&[command, action]));
+        }
     }
 }
 
 #[test]
-fn every_action_on_views() {
-    for name in ["status", "check"] {
-        insta::assert_snapshot!(format!("view-{name}"), help(&["view", name]));
-    }
+fn the_gateway() {
+    insta::assert_snapshot!("net-gateway", help(&["net", "gateway"]));
 }
