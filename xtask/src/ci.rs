@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 use crate::testing::{self, Totals};
-use crate::{arrows, binary, inputs, packages, run, sources, tools};
+use crate::{arrows, binary, inputs, packages, run, sources, tools, vm};
 
 pub(crate) fn run() -> Result<()> {
     let metadata = MetadataCommand::new()
@@ -34,6 +34,9 @@ pub(crate) fn run() -> Result<()> {
     let totals = steps.run("tests", testing::run)?;
     steps.run("real builds over four nodes", || {
         inputs::compare::run(&inputs::compare::Args::over_nodes(REAL_BUILDS))
+    })?;
+    steps.run("machines that boot from the network", || {
+        vm::run(&vm::Args::smoke())
     })?;
     steps.report(&totals);
     Ok(())

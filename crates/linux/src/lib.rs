@@ -11,7 +11,6 @@ mod arch;
 pub mod clock;
 pub mod creds;
 pub mod descriptor;
-pub mod device;
 pub mod fanotify;
 pub mod ghost;
 pub mod handle;

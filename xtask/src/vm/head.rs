@@ -60,21 +60,8 @@ impl<'a> Head<'a> {
         head.start()?;
         let kernel = stage.kernel.image.to_string_lossy();
         let modules = stage.kernel.modules.to_string_lossy();
-        let words = ["image", "build", "--kernel", &kernel];
-        let words = [&words[..], &["--modules", &modules, "--json"]].concat();
-        let manifest = head.admin_within(&words, IMAGE)?;
-        let manifest: Value = serde_json::from_str(&manifest).context("the image's manifest")?;
-        let image = text(&manifest, "id").context("the image has no ID")?;
-        if head.admin(&["image", "use", image]).is_err() {
-            // TEMPORARY
-            if let Some(mut d) = head.daemon.borrow_mut().take() {
-                d.kill()?;
-                d.wait()?;
-            }
-            let db = head.dir.join("state/head.sqlite");
-            crate::run::check(Command::new("python3").args(["-c", "import sqlite3,sys; d=sqlite3.connect(sys.argv[1]); d.execute('INSERT OR REPLACE INTO setting VALUES (?,?)',('image',sys.argv[2])); d.commit()"]).arg(db).arg(image))?;
-            head.start()?;
-        }
+        let words = ["image", "build", "--kernel", &kernel, "--modules", &modules];
+        head.admin_within(&words, IMAGE)?;
         stage.say("an image is built");
         Ok(head)
     }
@@ -163,6 +150,15 @@ impl<'a> Head<'a> {
 
     /// As an ordinary user, in a folder of the user's.
     pub(super) fn user(&self, dir: &Path, words: &[&str]) -> Result<Output> {
+        self.user_within(dir, words, COMMAND)
+    }
+
+    pub(super) fn user_within(
+        &self,
+        dir: &Path,
+        words: &[&str],
+        timeout: Duration,
+    ) -> Result<Output> {
         let mut command = self.command();
         command
             .args(words)
@@ -171,7 +167,7 @@ impl<'a> Head<'a> {
             .env("XDG_CACHE_HOME", self.stage.dir.join("cache"))
             .uid(USER)
             .gid(USER);
-        ended(&mut command, COMMAND)
+        ended(&mut command, timeout)
     }
 
     /// A folder that the user may write to.

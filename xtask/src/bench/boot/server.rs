@@ -45,6 +45,7 @@ impl<'a> Server<'a> {
             .args(["--conf-file=/dev/null", "--keep-in-foreground"])
             .args(["--user=root", "--pid-file=", "--port=0"])
             .args(["--no-ping", "--quiet-dhcp", "--dhcp-authoritative"])
+            .arg("--log-facility=-")
             .args(["--bind-interfaces", "--dhcp-lease-max=100000"])
             .arg(format!("--interface={DEVICE}"))
             .arg(format!(

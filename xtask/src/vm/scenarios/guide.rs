@@ -23,7 +23,9 @@ const LEFT_OUT: &[&str] = &["apt", "apt-get", "cargo", "git", "cp", "install", "
 pub(super) fn guide(stage: &Stage<'_>) -> Result<()> {
     let path = stage.workspace.join(GUIDE);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let blocks = blocks(&text);
+    // The steps; what follows them is for later.
+    let steps = text.split("\n## ").next().unwrap_or_default();
+    let blocks = blocks(steps);
     // What a reader replaces we have by these very names.
     let port = word_after(&blocks, "--interface").unwrap_or_else(|| PORT.to_owned());
     let mac = mac_in(&text).with_context(|| format!("{GUIDE} names no machine"))?;
@@ -37,7 +39,7 @@ pub(super) fn guide(stage: &Stage<'_>) -> Result<()> {
         mac: &mac,
     };
     let result = reader.follow(&blocks);
-    run::output(Command::new("umount").args(["/boot"]))?;
+    run::output(Command::new("umount").args(["-l", "/boot", "/lib/modules"]))?;
     result
 }
 

@@ -17,6 +17,8 @@ use crate::vm::head::{BOOT, Head, said};
 const PROGRAM: &str = "crates/cli/src/commands/demo/spheres";
 /// How far a node's clock may be off, with the time that a command takes.
 const CLOCK_OFF_S: f64 = 2.0;
+/// Some files, by compilers that run a hundred times slower than usual.
+const BUILD: Duration = Duration::from_secs(240);
 /// iPXE asks again every five seconds.
 const ASKS_AGAIN: Duration = Duration::from_secs(7);
 
@@ -113,7 +115,7 @@ pub(super) fn check_make(head: &Head<'_>, nodes: &[&str]) -> Result<()> {
     // Twice as many lines as slots, so that each node gets some.
     let jobs = format!("-j{}", 2 * nodes.len());
     let words = ["make", &jobs, "--require-cluster", "--json"];
-    let output = head.user(&over, &words)?;
+    let output = head.user_within(&over, &words, BUILD)?;
     ensure!(output.status.success(), "wiglaf make {}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout);
     let record = text.lines().last().unwrap_or_default();

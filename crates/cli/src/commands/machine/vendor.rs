@@ -34,7 +34,7 @@ pub(super) fn name(mac: Mac) -> Option<String> {
     in_list(&String::from_utf8_lossy(&list), [a, b, c])
 }
 
-/// Lines such as `00-22-72   (hex)		American Micro-Fuel Device Corp.`
+/// Lines such as `00-22-72   (hex)  American Micro-Fuel Device Corp.`
 fn in_list(list: &str, [a, b, c]: [u8; 3]) -> Option<String> {
     let prefix = format!("{a:02X}-{b:02X}-{c:02X}");
     let line = list.lines().find(|line| line.starts_with(&prefix))?;
