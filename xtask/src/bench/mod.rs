@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 
+mod boot;
 pub(crate) mod ground;
 mod launch;
 mod make;
@@ -14,6 +15,11 @@ struct Bench {
 }
 
 const BENCHES: &[Bench] = &[
+    Bench {
+        name: "boot",
+        about: "DHCP beside dnsmasq and Kea, a flood, and a storm of machines beside nginx",
+        run: boot::run,
+    },
     Bench {
         name: "launch",
         about: "what a launch, its streams and a thousand ghosts cost, beside Hydra, ssh and xargs",
@@ -37,6 +43,11 @@ const PARTS: &[Bench] = &[
         name: ground::sweeper::NAME,
         about: "clears up after a benchmark",
         run: ground::sweeper::run,
+    },
+    Bench {
+        name: boot::client::NAME,
+        about: "fetches what many machines boot",
+        run: boot::client::run,
     },
     Bench {
         name: view::delay::NAME,

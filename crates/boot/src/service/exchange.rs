@@ -119,8 +119,8 @@ impl Service {
             State::New => wire.is_open(),
             // It may be another wire now. Machines are answered meanwhile: one at the other end of
             // the cable makes the link come and go while it starts.
-            State::Answering(None) => was_plugged_in && !wire.is_proxy(),
-            State::Answering(Some(_)) | State::Probing(_) | State::Silent => false,
+            State::Answering(_) => was_plugged_in && !wire.is_proxy(),
+            State::Probing(_) | State::Silent => false,
         };
         if !is_due {
             return;

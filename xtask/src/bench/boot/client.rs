@@ -1,4 +1,4 @@
-//! A thousand machines that fetch what they boot, in one process, each from an address of its own.
+//! A thousand clients that fetch what they boot, in one process, from their machines' addresses.
 //!
 //! Its standard input says what to fetch, one [`Order`] of lines; its standard output says how
 //! each fared.
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// What its process is called among the benchmarks.
 pub(in crate::bench) const NAME: &str = "fetch";
@@ -33,7 +34,7 @@ pub(super) struct Order {
     pub(super) folder: String,
     pub(super) kernel: String,
     pub(super) initramfs: String,
-    pub(super) machines: Vec<(String, Ipv4Addr)>,
+    pub(super) clients: Vec<(String, Ipv4Addr)>,
 }
 
 impl Order {
@@ -42,7 +43,7 @@ impl Order {
             "{}\n{}\n{}\n{}\n",
             self.server, self.folder, self.kernel, self.initramfs
         );
-        for (mac, address) in &self.machines {
+        for (mac, address) in &self.clients {
             text.push_str(&format!("{mac} {address}\n"));
         }
         text
@@ -54,7 +55,9 @@ impl Order {
         let server = next()?.parse()?;
         let (folder, kernel, initramfs) = (next()?.into(), next()?.into(), next()?.into());
         let machines = lines.map(|line| {
-            let (mac, address) = line.split_once(' ').context("a machine is mac and address")?;
+            let (mac, address) = line
+                .split_once(' ')
+                .context("a machine is mac and address")?;
             Ok((mac.to_owned(), address.parse()?))
         });
         Ok(Order {
@@ -62,7 +65,7 @@ impl Order {
             folder,
             kernel,
             initramfs,
-            machines: machines.collect::<Result<_>>()?,
+            clients: machines.collect::<Result<_>>()?,
         })
     }
 }
@@ -80,6 +83,8 @@ struct Machine {
     step: Step,
     /// Still to be sent.
     request: Vec<u8>,
+    /// It is told when it can send.
+    awaits_room: bool,
     /// The answer's header, or the script, as far as it has come.
     head: Vec<u8>,
     /// None while the header is not complete.
@@ -96,10 +101,13 @@ pub(in crate::bench) fn run(_: &[String]) -> Result<()> {
     let order = Order::read(&text)?;
     let read = |path: &str| std::fs::read(path).with_context(|| path.to_owned());
     let files = [read(&order.kernel)?, read(&order.initramfs)?];
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
     let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let started = Instant::now();
     let mut machines = Vec::new();
-    for (mac, address) in &order.machines {
+    for (mac, address) in &order.clients {
         let socket = connect(*address, order.server)?;
         let data = epoll::EventData::new_u64(machines.len() as u64);
         let events = epoll::EventFlags::IN | epoll::EventFlags::OUT;
@@ -109,6 +117,7 @@ pub(in crate::bench) fn run(_: &[String]) -> Result<()> {
             mac: mac.clone(),
             step: Step::Script,
             request: Vec::new(),
+            awaits_room: true,
             head: Vec::new(),
             body: None,
             length: 0,
@@ -128,7 +137,11 @@ pub(in crate::bench) fn run(_: &[String]) -> Result<()> {
     };
     while left > 0 && started.elapsed() < TIMEOUT {
         events.clear();
-        match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&second)) {
+        match epoll::wait(
+            &poll,
+            rustix::buffer::spare_capacity(&mut events),
+            Some(&second),
+        ) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => bail!("epoll_wait: {errno}"),
         }
@@ -140,11 +153,14 @@ pub(in crate::bench) fn run(_: &[String]) -> Result<()> {
             }
             match machine.proceed(&order, &files, &mut buffer, &mut bytes) {
                 Ok(false) => {
-                    // What is to be sent is sent at once from now on.
-                    let data = epoll::EventData::new_u64(index as u64);
-                    let mut wanted = epoll::EventFlags::IN;
-                    wanted.set(epoll::EventFlags::OUT, !machine.request.is_empty());
-                    epoll::modify(&poll, &machine.socket, data, wanted)?;
+                    let awaits_room = !machine.request.is_empty();
+                    if machine.awaits_room != awaits_room {
+                        machine.awaits_room = awaits_room;
+                        let data = epoll::EventData::new_u64(index as u64);
+                        let mut wanted = epoll::EventFlags::IN;
+                        wanted.set(epoll::EventFlags::OUT, awaits_room);
+                        epoll::modify(&poll, &machine.socket, data, wanted)?;
+                    }
                     continue;
                 }
                 Ok(true) => machine.took = Some(started.elapsed()),
@@ -322,11 +338,11 @@ mod tests {
             folder: "/image/a".into(),
             kernel: "/k".into(),
             initramfs: "/i".into(),
-            machines: vec![("02:00:00:00:00:01".into(), Ipv4Addr::new(10, 77, 0, 2))],
+            clients: vec![("02:00:00:00:00:01".into(), Ipv4Addr::new(10, 77, 0, 2))],
         };
         let read = Order::read(&order.text()).expect("it was written so");
         assert_eq!(read.server, order.server);
-        assert_eq!(read.machines, order.machines);
+        assert_eq!(read.clients, order.clients);
         assert_eq!(read.initramfs, "/i");
         assert!(Order::read("10.77.0.1:80\n").is_err());
     }

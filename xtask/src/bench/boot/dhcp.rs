@@ -168,7 +168,10 @@ fn write(
     for (per_s, row) in rows {
         for (contender, figures) in contenders.iter().zip(row) {
             if let Some(failure) = &figures.failure {
-                report.note(format!("{} failed at {per_s}/s: {failure}", contender.label));
+                report.note(format!(
+                    "{} failed at {per_s}/s: {failure}",
+                    contender.label
+                ));
             }
         }
     }

@@ -113,7 +113,12 @@ fn one(server: &Server<'_>, known: &Path, crowd: &Path, effort: &Effort) -> Resu
     std::thread::sleep(LEAD);
     let flooded = perfdhcp::run(wire, &machine)?;
     let flood = flood.finish()?;
-    println!("{}: {}; flood {}", server.name, told(&flooded), flood.completed);
+    println!(
+        "{}: {}; flood {}",
+        server.name,
+        told(&flooded),
+        flood.completed
+    );
     Ok(Row {
         name: server.name,
         alone,

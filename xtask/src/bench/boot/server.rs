@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use super::perfdhcp::{self, Load};
-use super::wire::{self, DEVICE, End, POOL, PREFIX, SERVER, Wire};
+use super::wire::{self, DEVICE, End, POOL, PREFIX, Wire};
 use crate::bench::ground::child::spawn;
 use crate::bench::ground::groups::Group;
 use crate::bench::ground::stage::Stage;
@@ -124,11 +124,7 @@ impl<'a> Server<'a> {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{} answers nobody: {outcome:?}{}",
-                    self.name,
-                    self.said()
-                );
+                bail!("{} answers nobody: {outcome:?}{}", self.name, self.said());
             }
             std::thread::sleep(POLL);
         }

@@ -119,6 +119,11 @@ impl<'a> Wire<'a> {
             "-n {} route add local {MACHINES} dev lo",
             self.crowd
         ))?;
+        // The server itself is among them.
+        ip(&format!(
+            "-n {} route add {SERVER}/32 dev cli0 table local",
+            self.crowd
+        ))?;
         ip(&format!(
             "-n {} route add {MACHINES} via {CROWD} dev {DEVICE}",
             self.server
