@@ -87,6 +87,11 @@ impl Files for Served {
         self.pass_on(out);
     }
 
+    fn settle(&mut self, out: &mut Vec<(LinkId, Told)>) {
+        self.export.settle(&mut self.told);
+        self.pass_on(out);
+    }
+
     fn changes(&mut self, out: &mut Vec<(LinkId, Told)>) {
         self.export.changes(&mut self.told);
         self.pass_on(out);

@@ -128,8 +128,12 @@ impl Device {
 
     fn write(&self, header: &[u8], data: &[u8]) -> Result<(), Errno> {
         // The kernel takes a message whole or not at all.
-        let parts = [IoSlice::new(header), IoSlice::new(data)];
-        rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, &parts))?;
+        if data.is_empty() {
+            rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, header))?;
+        } else {
+            let parts = [IoSlice::new(header), IoSlice::new(data)];
+            rustix::io::retry_on_intr(|| rustix::io::writev(&self.fd, &parts))?;
+        }
         Ok(())
     }
 }

@@ -169,6 +169,16 @@ pub struct Config {
     pub allow_confined_callers: bool,
     /// What nodes see of the head's files.
     pub view: ViewConfig,
+    /// How machines boot from the network.
+    pub boot: BootConfig,
+}
+
+/// How machines boot from the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootConfig {
+    /// Added to the kernel's command line.
+    pub arguments: String,
 }
 
 /// What nodes see of the head's files.
@@ -188,6 +198,7 @@ impl Default for Config {
             lease_ms: 60_000,
             allow_confined_callers: false,
             view: ViewConfig::default(),
+            boot: BootConfig::default(),
         }
     }
 }
@@ -257,6 +268,12 @@ pub const COMMENTED_CONFIG: &str = "\
 
 # Files and directories that no node sees, whoever asks.
 #hidden = [\"/srv/secret\"]
+
+# How machines boot that start from the network.
+[boot]
+
+# Added to their kernel's command line, for example to see it on a serial line.
+#arguments = \"console=ttyS0\"
 ";
 
 impl Config {

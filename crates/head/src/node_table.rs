@@ -92,6 +92,9 @@ pub struct Node {
     pub available_kib: u64,
     /// Held by this head's rack.
     pub is_virtual: bool,
+    /// It has been a member since it was last known to be dead: what it ran may live, whatever a
+    /// new head sees of it.
+    pub may_live: bool,
     /// Its machine boots, and has not joined yet.
     pub is_booting: bool,
     /// Its tasks.
@@ -118,6 +121,7 @@ impl Node {
             load_centi: 0,
             available_kib: 0,
             is_virtual: false,
+            may_live: false,
             is_booting: false,
             tasks: BTreeSet::new(),
             exclusive: None,

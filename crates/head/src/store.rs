@@ -13,6 +13,8 @@ use crate::node_table::{Node, NodeTable, TableFull, Wanted};
 
 /// Job numbers are taken from the store this many at a time, so that a launch writes nothing.
 const JOB_NUMBERS_PER_GRANT: u64 = 10_000;
+/// Columns of the table of nodes.
+const NODE_COLUMNS: usize = 9;
 /// Detached jobs that are remembered.
 const KEPT_JOBS: u32 = 1_000;
 
@@ -66,7 +68,8 @@ impl Store {
              CREATE TABLE IF NOT EXISTS node (
                  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
                  uid INTEGER NOT NULL, gid INTEGER NOT NULL, mode INTEGER NOT NULL,
-                 slots INTEGER, wanted TEXT NOT NULL, is_virtual INTEGER NOT NULL);
+                 slots INTEGER, wanted TEXT NOT NULL, is_virtual INTEGER NOT NULL,
+                 may_live INTEGER NOT NULL);
              CREATE TABLE IF NOT EXISTS job (id INTEGER PRIMARY KEY, info BLOB NOT NULL);
              CREATE TABLE IF NOT EXISTS token (hash BLOB PRIMARY KEY, until_s INTEGER NOT NULL);
              CREATE TABLE IF NOT EXISTS machine (
@@ -77,6 +80,11 @@ impl Store {
                  is_proxy INTEGER NOT NULL, gateway TEXT, sets_address INTEGER NOT NULL);
              CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);",
         )?;
+        // Made by a version that did not keep this: then every node may have been a member.
+        let columns = db.prepare("SELECT * FROM node")?.column_count();
+        if columns == NODE_COLUMNS - 1 {
+            db.execute_batch("ALTER TABLE node ADD COLUMN may_live INTEGER NOT NULL DEFAULT 1")?;
+        }
         Ok(Store { db })
     }
 
@@ -131,7 +139,8 @@ impl Store {
     pub fn nodes(&self) -> Result<NodeTable, StoreError> {
         let mut table = NodeTable::default();
         let mut query = self.db.prepare(
-            "SELECT id, name, uid, gid, mode, slots, wanted, is_virtual FROM node ORDER BY id",
+            "SELECT id, name, uid, gid, mode, slots, wanted, is_virtual, may_live
+             FROM node ORDER BY id",
         )?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {
@@ -141,6 +150,7 @@ impl Store {
             node.slots = row.get(5)?;
             node.wanted = wanted_from(&row.get::<_, String>(6)?);
             node.is_virtual = row.get(7)?;
+            node.may_live = row.get(8)?;
         }
         Ok(table)
     }
@@ -151,7 +161,7 @@ impl Store {
     /// SQLite's.
     pub fn put_node(&self, node: &Node) -> Result<(), StoreError> {
         self.db.execute(
-            "INSERT OR REPLACE INTO node VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT OR REPLACE INTO node VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 node.id.0,
                 node.name,
@@ -160,7 +170,8 @@ impl Store {
                 node.mode,
                 node.slots,
                 wanted_name(node.wanted),
-                node.is_virtual
+                node.is_virtual,
+                node.may_live
             ],
         )?;
         Ok(())

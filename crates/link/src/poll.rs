@@ -1,5 +1,6 @@
 //! A level-triggered epoll set.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -131,15 +132,12 @@ impl Poll {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(time.subsec_nanos()),
         });
-        let mut events = Vec::with_capacity(EVENTS_PER_WAIT);
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let mut room = [const { MaybeUninit::uninit() }; EVENTS_PER_WAIT];
+        let events = match epoll::wait(&self.epoll, &mut room[..], timeout.as_ref()) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => return Ok(()),
             Err(errno) => return Err(errno),
-        }
+        };
         ready.extend(events.iter().map(|event| {
             let flags = event.flags;
             let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);

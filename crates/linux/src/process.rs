@@ -30,6 +30,17 @@ pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     unsafe { checked(libc::SYS_kill, [int(pid), int(signal)]) }.map(|_| ())
 }
 
+/// A process's group, 0 being the caller: 0 if its leader is outside the caller's PID namespace,
+/// for which the safe interface has no value.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn process_group(pid: i32) -> Result<i32, Errno> {
+    // SAFETY: no memory is passed.
+    let group = unsafe { checked(libc::SYS_getpgid, [int(pid)]) }?;
+    Ok(i32::try_from(group).unwrap_or(0))
+}
+
 /// # Safety
 /// `fd` is a descriptor that nothing else owns.
 unsafe fn owned(fd: usize) -> OwnedFd {

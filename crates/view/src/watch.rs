@@ -25,6 +25,8 @@ pub(crate) use self::mounts::Points;
 
 /// Room for the events of one read.
 const READ_BYTES: usize = 64 << 10;
+/// A read that leaves as much room as this has left no event behind: none is as long.
+const EVENT_ROOM: usize = 4 << 10;
 /// Most reads without a pause; then everything may have changed, and has, nearly.
 const MAX_READS: usize = 4096;
 
@@ -155,17 +157,30 @@ impl Watch {
     }
 
     /// Tells everything that was complete before the call and has not been told.
+    ///
+    /// Mostly there is nothing. One `poll(2)` says so of the events and of the mount table, as
+    /// exactly as reading would: the kernel queues an event before the call that made it returns,
+    /// and poll looks at the queue itself.
     pub fn drain(&mut self, each: &mut dyn FnMut(Event)) {
-        self.notice_mounts();
+        let has_events = self.look();
         let remounted = std::mem::take(&mut self.is_remounted).then(|| self.look_at_mounts());
         self.hear_keeper();
-        let mut lost = self.drain_group(each);
+        let mut lost = has_events && self.drain_group(each);
         match remounted {
             Some(Ok(mounts)) => each(Event::Remounted(mounts)),
             Some(Err(_)) => lost = true,
             None => {}
         }
         if lost {
+            each(Event::Lost);
+        }
+    }
+
+    /// As [`Watch::drain`], for the events alone and without asking whether there are any: when
+    /// this process has just made some itself. Nothing may be answered on the strength of it, since
+    /// the mount table is not looked at.
+    pub fn take_events(&mut self, each: &mut dyn FnMut(Event)) {
+        if self.drain_group(each) {
             each(Event::Lost);
         }
     }
@@ -194,6 +209,18 @@ impl Watch {
     fn is_sure(&mut self) -> bool {
         self.notice_mounts();
         !self.is_remounted
+    }
+
+    /// Notices mounts, and returns whether there may be events.
+    fn look(&mut self) -> bool {
+        let mut fds = [
+            PollFd::new(&self.mounts, PollFlags::PRI),
+            PollFd::from_borrowed_fd(self.group.as_fd(), PollFlags::IN),
+        ];
+        let looked = poll(&mut fds, Some(&AT_ONCE));
+        let is_quiet = |at: usize| looked.is_ok() && fds[at].revents().is_empty();
+        self.is_remounted |= !is_quiet(0);
+        !is_quiet(1)
     }
 
     fn notice_mounts(&mut self) {
@@ -269,6 +296,8 @@ impl Watch {
                 Err(Errno::INTR) => continue,
                 Err(_) => return true,
             };
+            // The kernel stops before its queue is empty only where the next does not fit.
+            let is_all = bytes.len() + EVENT_ROOM <= READ_BYTES;
             for event in fanotify::events(bytes) {
                 lost |= match event {
                     Ok(event) if event.mask & fanotify::OVERFLOW != 0 => true,
@@ -276,6 +305,9 @@ impl Watch {
                     Ok(event) => tell(&event, each).is_err(),
                     Err(MalformedEvent) => true,
                 };
+            }
+            if is_all {
+                return lost;
             }
         }
         true

@@ -126,10 +126,12 @@ impl Daemon {
             self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
             return;
         }
-        let settings = self
-            .boot
-            .machines
-            .settings(&self.cluster, AGENT_PORT, HTTP_PORT);
+        let settings = self.boot.machines.settings(
+            &self.cluster,
+            &self.config.boot.arguments,
+            AGENT_PORT,
+            HTTP_PORT,
+        );
         self.tell_boot(&ToBoot::Settings(settings));
     }
 

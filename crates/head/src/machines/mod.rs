@@ -536,7 +536,13 @@ impl Machines {
     }
 
     /// What the boot service has to know.
-    pub fn settings(&self, cluster: &str, head_port: u16, http_port: u16) -> BootSettings {
+    pub fn settings(
+        &self,
+        cluster: &str,
+        arguments: &str,
+        head_port: u16,
+        http_port: u16,
+    ) -> BootSettings {
         let machines = self.known.values().map(|machine| BootMachine {
             mac: machine.mac,
             name: machine.name.clone(),
@@ -546,7 +552,7 @@ impl Machines {
                 .clone()
                 .or_else(|| self.image.clone())
                 .unwrap_or_default(),
-            arguments: String::new(),
+            arguments: arguments.to_owned(),
         });
         BootSettings {
             interfaces: self

@@ -79,6 +79,7 @@ impl Reactor {
             return;
         };
         node.presence = Presence::Connected;
+        node.may_live = true;
         node.incarnation = Some(incarnation);
         node.answered_ms = now_ms;
         node.heard_ms = now_ms;
@@ -283,11 +284,11 @@ impl Reactor {
         }
     }
 
-    /// A restarted head counts every node as just renewed (P4).
+    /// A restarted head counts every node that was a member as just renewed (P4).
     pub(super) fn take_over(&mut self, now_ms: u64) {
         self.return_until_ms = now_ms + RETURN_WAIT_MS;
         for node in self.nodes.iter_mut() {
-            if node.presence == Presence::Absent {
+            if node.presence == Presence::Absent && node.may_live {
                 node.presence = Presence::Silent;
                 node.answered_ms = now_ms;
             }
@@ -317,6 +318,9 @@ impl Reactor {
         };
         node.presence = Presence::Absent;
         node.incarnation = None;
+        if std::mem::take(&mut node.may_live) {
+            effects.push(Effect::StoreNode(Box::new(node.clone())));
+        }
         let name = node.name.clone();
         let tasks: Vec<_> = node.tasks.iter().copied().collect();
         // First, so that nothing that the node still asked for comes after an undoing.

@@ -11,6 +11,7 @@ use wiglaf_wire::status::{Status, Usage};
 use super::{Effect, Event, Policy, Reactor};
 
 mod following;
+mod takeover;
 mod views;
 
 use crate::jobs::{Caller, ClientId};

@@ -222,7 +222,10 @@ mod tests {
         store.put_image("default-1").unwrap();
         machines.use_image("default-1", None);
         let read = store.machines().unwrap();
-        assert_eq!(read.settings("c", 1, 2), machines.settings("c", 1, 2));
+        assert_eq!(
+            read.settings("c", "", 1, 2),
+            machines.settings("c", "", 1, 2)
+        );
         store.drop_machine(mac).unwrap();
         store.drop_interface("eth1").unwrap();
         let read = store.machines().unwrap();

@@ -32,6 +32,10 @@ pub trait Files: Debug {
     /// told: mostly one answer, after the changes that go before it.
     fn question(&mut self, link: LinkId, question: Question, out: &mut Vec<(LinkId, Told)>);
 
+    /// Called after some questions, before the loop waits: does what can be done then at less
+    /// expense than later.
+    fn settle(&mut self, _out: &mut Vec<(LinkId, Told)>) {}
+
     /// Says what else has changed.
     fn changes(&mut self, out: &mut Vec<(LinkId, Told)>);
 
@@ -189,6 +193,12 @@ impl Deputy {
             self.answer_some(id, &mut touched);
         }
         self.settle_all(&touched);
+        if !touched.is_empty() {
+            // After the answers, which somebody waits for.
+            let mut out = Vec::new();
+            self.files.settle(&mut out);
+            self.tell(out);
+        }
     }
 
     fn answer_some(&mut self, id: LinkId, touched: &mut BTreeSet<LinkId>) {

@@ -305,6 +305,5 @@ fn end_of(status: ExitStatus) -> GhostEnd {
 }
 
 fn leads_group(pid: Pid) -> bool {
-    let pid = rustix::process::Pid::from_raw(pid.0);
-    pid.is_some() && rustix::process::getpgid(pid).ok() == pid
+    process::process_group(pid.0) == Ok(pid.0)
 }

@@ -18,7 +18,7 @@ use wiglaf_wire::view::{
     Answer, Ask, Change, FileId, Gift, HandleId, MAX_CHANGES, Question, Reply,
 };
 
-use crate::watch::{Event, Watch};
+use crate::watch::Watch;
 
 mod attributes;
 mod belief;
@@ -30,6 +30,7 @@ mod give;
 mod giving;
 mod guards;
 mod handles;
+mod heard;
 mod hidden;
 mod learned;
 mod list;
@@ -120,6 +121,8 @@ pub struct Export {
     maker: Maker,
     undo: Undo,
     watch: Option<Watch>,
+    /// Questions had this process make events of its own, which nobody has taken yet.
+    has_acted: bool,
 }
 
 /// What one node has.
@@ -180,13 +183,19 @@ impl Export {
             maker: Maker::new().map_err(ExportError::Rights)?,
             undo: Undo::default(),
             watch,
+            has_acted: false,
         })
     }
 
     /// Answers one question. What an answer makes known to be changed is told before it.
     pub fn question(&mut self, link: LinkId, question: Question, out: &mut Vec<(LinkId, Told)>) {
         self.links.entry(link).or_default();
-        self.drain();
+        // What has no answer lets nobody believe anything (V1, V3). A lock that is granted by it
+        // drains for itself.
+        if question.what.has_answer() {
+            self.drain();
+        }
+        self.has_acted |= heard::makes_events(&question.what);
         let id = question.id;
         let result = match self.answer(link, question) {
             Ok(Outcome::Reply(reply)) => Some(Ok(reply)),
@@ -456,49 +465,6 @@ impl Export {
         if self.table.forget(link, file, count) {
             self.readers.drop(file);
             self.listings.drop(link, file);
-        }
-    }
-
-    /// Reads all that the watch has, and notes whom it concerns.
-    fn drain(&mut self) {
-        let Some(watch) = &mut self.watch else {
-            return;
-        };
-        let mut events = Vec::new();
-        watch.drain(&mut |event| events.push(event));
-        for event in events {
-            self.obey(&event);
-        }
-        self.look_for_writers();
-    }
-
-    fn obey(&mut self, event: &Event) {
-        match event {
-            Event::File { key, content } => {
-                for file in self.table.of_key(key) {
-                    self.file_changed(file, *content, Asker::Nobody);
-                }
-            }
-            Event::Opened { key } => self.guards.doubt(key),
-            Event::Name { directory, name } => {
-                for directory in self.table.of_key(directory) {
-                    self.name_of_file_changed(directory, name, Asker::Nobody);
-                }
-            }
-            Event::Remounted(mounts) => self.remounted(mounts),
-            Event::Lost => {
-                self.table.disbelieve_all();
-                self.crossings.clear();
-                self.readers.clear();
-                self.guards.doubt_all();
-                self.news.clear();
-                for link in self.links.values_mut() {
-                    link.giving.start_over();
-                }
-                let everybody = self.links.keys();
-                self.news
-                    .extend(everybody.map(|&link| (link, Change::Everything)));
-            }
         }
     }
 

@@ -97,7 +97,7 @@ const FULL: Effort = Effort {
 };
 
 const QUICK: Effort = Effort {
-    rates: &[200, 1_000],
+    rates: &[200, 2_000],
     rounds: 1,
     seconds: 2,
     flood_s: 2,

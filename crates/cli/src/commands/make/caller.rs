@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FileType;
 use rustix::termios::tcgetwinsize;
 use wiglaf_build::{Call, ShimId, StdinKind};
+use wiglaf_linux::process::process_group;
 use wiglaf_linux::shim::ShimCall;
 use wiglaf_linux::status::{ProcessStatus, StatusError, read_status};
 use wiglaf_wire::launch::{LaunchSpec, Limit, StdioKind, WindowSize};
@@ -119,7 +120,7 @@ impl Caller {
         let is_foreign = !home.has(pid, &status);
         Ok(Caller {
             pid,
-            group: process_group(pid),
+            group: process_group(pid).unwrap_or(0),
             program: link(pid, "exe")?,
             argv: strings(pid, "cmdline")?,
             jobserver: has_jobserver(pid, &env, call.socket),
@@ -354,12 +355,6 @@ fn strings(pid: i32, file: &str) -> Result<Vec<Vec<u8>>, CallerError> {
     // Each ends with a zero, so behind the last is nothing.
     strings.pop();
     Ok(strings)
-}
-
-/// Field 5 of `stat`.
-fn process_group(pid: i32) -> i32 {
-    let pid = rustix::process::Pid::from_raw(pid);
-    rustix::process::getpgid(pid).map_or(0, |group| group.as_raw_nonzero().get())
 }
 
 fn descriptors(pid: i32) -> Result<Vec<(i32, PathBuf)>, CallerError> {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::termios::{isatty, tcgetpgrp, tcgetwinsize};
+use wiglaf_linux::process::process_group;
 
 /// Drawn at most so often.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -85,8 +86,9 @@ fn write(text: &str) {
 }
 
 fn is_in_foreground() -> bool {
-    let group = rustix::process::getpgrp();
-    tcgetpgrp(rustix::stdio::stdout()).is_ok_and(|foreground| foreground == group)
+    let group = process_group(0);
+    tcgetpgrp(rustix::stdio::stdout())
+        .is_ok_and(|foreground| Ok(foreground.as_raw_nonzero().get()) == group)
 }
 
 /// Makes room below the cursor, saves it (DECSC), sets the scrolling region to all rows but the

@@ -11,7 +11,7 @@ use rustix::net::SocketFlags;
 use rustix::process::{Resource, getrlimit};
 use wiglaf_build::{Event, ShimId};
 use wiglaf_link::{Interest, Poll};
-use wiglaf_linux::process::pidfd_open;
+use wiglaf_linux::process::{pidfd_open, process_group};
 use wiglaf_linux::shim::{FromShim, ShimCall, Verdict, answer, open_real, receive};
 use wiglaf_wire::launch::LaunchSpec;
 use wiglaf_wire::status::Status;
@@ -79,7 +79,7 @@ impl Shims {
             locals: HashMap::new(),
             local_pids: HashMap::new(),
             programs: HashMap::new(),
-            group: rustix::process::getpgrp().as_raw_nonzero().get(),
+            group: process_group(0).unwrap_or(0),
         })
     }
 

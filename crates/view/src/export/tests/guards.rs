@@ -245,7 +245,7 @@ fn whoever_comes_while_events_are_lost_is_noticed() {
         .expect("a watch")
         .drain(&mut |_| {});
     assert_eq!(rig.heard_of(A, file), []);
-    rig.export.obey(&Event::Lost);
+    rig.export.obey(&crate::watch::Event::Lost);
     assert_eq!(rig.heard_of(A, file), [Change::Everything]);
     assert!(!rig.attributes(A, file).expect("told").watched);
     assert!(rig.open(A, file, RDONLY).expect("opened").unkept);

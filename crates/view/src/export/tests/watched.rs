@@ -239,7 +239,7 @@ fn lost_events_are_everything() {
     rig.write("file", "1");
     let file = rig.look_up(A, "file").file;
     rig.ignore_news();
-    rig.export.obey(&Event::Lost);
+    rig.export.obey(&crate::watch::Event::Lost);
     assert_eq!(rig.news(A), [Change::Everything]);
     assert_eq!(rig.news(B), [Change::Everything]);
     elsewhere(&mut rig, "echo 2 >file");
