@@ -133,6 +133,10 @@ impl Agent {
                 &format_args!("this machine is {name}: it takes tasks now"),
             );
         }
+        // Where another DHCP server gives the addresses, only the head knows the name.
+        if self.clock.is_some() {
+            rustix::system::sethostname(name.as_bytes())?;
+        }
         if self.name != name {
             entitle(&name);
             self.name = name;
