@@ -334,16 +334,12 @@ impl Daemon {
     }
 
     fn machine_seen(&mut self, sighting: &Sighting) {
-        match self.boot.machines.seen(now(), sighting) {
-            Seen::Noted => {}
-            Seen::Changed => self.arrange_boot(),
-            Seen::Adopt => {
-                if let Err(refusal) = self.adopt(sighting.mac, None) {
-                    self.boot.problem(refusal.message);
-                    return;
-                }
-                self.boot.machines.seen(now(), sighting);
+        if self.boot.machines.seen(now(), sighting) == Seen::Adopt {
+            if let Err(refusal) = self.adopt(sighting.mac, None) {
+                self.boot.problem(refusal.message);
+                return;
             }
+            self.boot.machines.seen(now(), sighting);
         }
         let info = self.boot.machines.info(sighting.mac);
         if let Some(name) = &info.name {

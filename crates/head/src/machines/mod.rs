@@ -104,8 +104,6 @@ pub enum Verdict {
 pub enum Seen {
     /// Nothing for anybody else.
     Noted,
-    /// The settings have changed: a machine's address is known now.
-    Changed,
     /// It came while every machine is adopted.
     Adopt,
 }
@@ -395,18 +393,13 @@ impl Machines {
         if sighting.client.is_some() {
             life.client.clone_from(&sighting.client);
         }
-        let had = life.address;
         life.address = sighting.address.or(life.address);
         if !is_known {
             let is_open = self.adopts_until.is_some_and(|until| now.ms < until.ms);
             return if is_open { Seen::Adopt } else { Seen::Noted };
         }
         life.permit_until_ms = now.ms + PERMIT_MS;
-        if life.address == had {
-            Seen::Noted
-        } else {
-            Seen::Changed
-        }
+        Seen::Noted
     }
 
     /// The machine that has been silent longest makes room, if it is nobody's.

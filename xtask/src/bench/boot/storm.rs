@@ -44,7 +44,8 @@ struct Figures {
     mb_per_s: Samples,
     median_s: Samples,
     slowest_s: Samples,
-    cpu_s: Samples,
+    server_cpu_s: Samples,
+    client_cpu_s: Samples,
     served: usize,
     failed: usize,
     failure: Option<String>,
@@ -186,6 +187,7 @@ fn serve(wire: &Wire<'_>, root: &Path, port: u16, workers: &str) -> Result<()> {
 fn once(wire: &Wire<'_>, order: &Order, contender: &mut Contender) -> Result<()> {
     let stage = wire.stage;
     let mut output = None;
+    let clients_before = stage.groups.cpu_ms(Group::Nodes)?;
     let cpu_ms = stage.cpu_ms_of(&[contender.group], || {
         stage.groups.enter(Group::Nodes)?;
         let own = std::env::current_exe()?;
@@ -210,6 +212,7 @@ fn once(wire: &Wire<'_>, order: &Order, contender: &mut Contender) -> Result<()>
         output = Some(String::from_utf8_lossy(&ended.stdout).into_owned());
         Ok(())
     })?;
+    let client_cpu_ms = stage.groups.cpu_ms(Group::Nodes)? - clients_before;
     let text = output.context("the machines said nothing")?;
     let figures = &mut contender.figures;
     let mut lines = text.lines();
@@ -236,7 +239,8 @@ fn once(wire: &Wire<'_>, order: &Order, contender: &mut Contender) -> Result<()>
     figures.mb_per_s.push(bytes / took_us);
     figures.median_s.push(*median);
     figures.slowest_s.push(*slowest);
-    figures.cpu_s.push(cpu_ms / 1e3);
+    figures.server_cpu_s.push(cpu_ms / 1e3);
+    figures.client_cpu_s.push(client_cpu_ms / 1e3);
     println!(
         "{}: {:.0} MB/s, median {median:.2} s, slowest {slowest:.2} s, {} served, {} failed",
         contender.name,
@@ -301,7 +305,8 @@ fn write(
             figures.mb_per_s.text(0),
             figures.median_s.text(2),
             figures.slowest_s.text(2),
-            figures.cpu_s.text(2),
+            figures.server_cpu_s.text(2),
+            figures.client_cpu_s.text(2),
             format!("{} of {wanted}", figures.served),
         ]
     });
@@ -324,6 +329,7 @@ fn write(
             "the median client has all, s",
             "the slowest, s",
             "server's CPU time, s",
+            "clients', s",
             "served",
         ],
         rows.collect(),

@@ -169,7 +169,10 @@ fn where_others_give_addresses_the_script_opens_the_image() {
 fn lines_are_cleaned_and_bounded() {
     let mut site = site();
     let its = asker(FULL, ITS, Some(KNOWN));
-    let body = format!("stage init\nred \x1b[31m\u{7}alarm\r\n{}\n\u{e9}", "x".repeat(900));
+    let body = format!(
+        "stage init\nred \x1b[31m\u{7}alarm\r\n{}\n\u{e9}",
+        "x".repeat(900)
+    );
     let decision = post(&mut site, 0, its, KNOWN, body.as_bytes());
     let Decision::Lines {
         mac,
@@ -185,7 +188,12 @@ fn lines_are_cleaned_and_bounded() {
     assert!(is_refused(&post(&mut site, 0, its, OTHER, b"x"), 403));
     let much = vec![b'x'; 60_000];
     let taken = (0..10)
-        .filter(|_| matches!(post(&mut site, 1, its, KNOWN, &much), Decision::Lines { .. }))
+        .filter(|_| {
+            matches!(
+                post(&mut site, 1, its, KNOWN, &much),
+                Decision::Lines { .. }
+            )
+        })
         .count();
     assert_eq!(taken, 4);
     assert!(is_refused(&post(&mut site, 2, its, KNOWN, &much), 429));
@@ -214,7 +222,12 @@ fn loaders_are_everybodys_and_nothing_else_is() {
         assert!(matches!(decision, Decision::Refused(..)), "{path}");
     }
     let its = asker(FULL, ITS, None);
-    for path in ["/image/../kernel", "/image/./kernel", "/image/x/..", "/image/x/a%2fb"] {
+    for path in [
+        "/image/../kernel",
+        "/image/./kernel",
+        "/image/x/..",
+        "/image/x/a%2fb",
+    ] {
         assert!(is_refused(&ask(&mut site, its, path), 404), "{path}");
     }
 }
