@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_new_crate_needs_a_row() {
-        assert!(violations(ARROWS, &[edge("boot", None)])[0].contains("`boot` has no row"));
+        assert!(violations(ARROWS, &[edge("garden", None)])[0].contains("`garden` has no row"));
     }
 
     #[test]

@@ -23,6 +23,11 @@ pub fn approval_code(fingerprint: &[u8; 32], point: &[u8], mac: [u8; 6]) -> Stri
     format!("{:04}-{:04}", digits / 10_000, digits % 10_000)
 }
 
+/// What a public key is remembered by.
+pub fn public_key_digest(point: &[u8]) -> [u8; 32] {
+    sha256(point)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ mod tls;
 mod trust;
 mod zip;
 
-pub use approval::approval_code;
+pub use approval::{approval_code, public_key_digest};
 pub use channel::{Channel, Descriptors};
 pub use poll::{Interest, Poll, Ready, Token};
 pub use tls::{TlsLink, Traffic, peek_server_name};

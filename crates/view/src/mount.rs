@@ -17,9 +17,6 @@ use crate::session::{Bounds, Effect, Session, Statistics};
 /// Requests that are taken before others have their turn.
 const REQUESTS_PER_TURN: usize = 64;
 
-/// Of so many turns that took one request, one looks whether there is another.
-const TURNS_PER_LOOK: u32 = 8;
-
 /// Why the view can't be mounted.
 #[derive(thiserror::Error, Debug)]
 pub enum ViewError {
@@ -104,17 +101,6 @@ pub type Witness = fn(u32) -> Option<u64>;
 /// Of which task a process is, if what that makes anew may have to be undone.
 pub type Makers = Box<dyn Fn(u32) -> Option<TaskId> + Send>;
 
-/// Whether more requests come with this one, mostly: its process goes on without waiting for us.
-fn comes_with_more(operation: &Operation<'_>) -> bool {
-    matches!(
-        operation,
-        Operation::Release { .. }
-            | Operation::ReleaseDirectory { .. }
-            | Operation::Forget { .. }
-            | Operation::BatchForget { .. }
-    )
-}
-
 fn makes_something(operation: &Operation<'_>) -> bool {
     matches!(
         operation,
@@ -142,10 +128,6 @@ pub struct ViewMount {
     makers: Option<Makers>,
     can_expire: bool,
     gone: bool,
-    /// When it was looked last, another request was there.
-    is_crowded: bool,
-    /// Turns since then.
-    turns: u32,
 }
 
 impl std::fmt::Debug for ViewMount {
@@ -201,8 +183,6 @@ impl ViewMount {
             makers: None,
             can_expire: false,
             gone: false,
-            is_crowded: false,
-            turns: 0,
         })
     }
 
@@ -264,19 +244,9 @@ impl ViewMount {
     }
 
     /// Takes some of the kernel's requests. What is left keeps the device readable.
-    ///
-    /// A process that has its answer needs longer to ask for more than we to look for it, so that
-    /// with one process at work, the look would nearly always be for nothing.
     pub fn serve(&mut self, now: u64) {
-        self.turns += 1;
-        let mut is_look = false;
         for _ in 0..REQUESTS_PER_TURN {
-            let received = self.device.receive(&mut self.buffer);
-            if is_look {
-                self.is_crowded = matches!(received, Ok(Some(_)));
-                self.turns = 0;
-            }
-            let length = match received {
+            let length = match self.device.receive(&mut self.buffer) {
                 Ok(Some(length)) => length,
                 Ok(None) => return,
                 Err(_) => {
@@ -308,13 +278,8 @@ impl ViewMount {
             {
                 self.session.set_maker(makers(request.pid));
             }
-            let has_company = comes_with_more(&request.operation);
             self.session.request(now, &request);
             self.carry_out();
-            is_look = !has_company;
-            if is_look && !self.is_crowded && self.turns < TURNS_PER_LOOK {
-                return;
-            }
         }
     }
 

@@ -16,10 +16,12 @@ use super::reply::{self, Head, Message};
 use super::seen::Strangers;
 use super::told::{Told, Topic};
 use super::twins::{Sign, uuid_text};
-use super::{Effect, Lease, Port, UNKNOWN_LEASE_S};
+use super::{CLIENT_PORT, Effect, Lease, PROXY_PORT, Port, SERVER_PORT, UNKNOWN_LEASE_S};
 
 /// Relays count to 16 (RFC 1542, section 4.1.1).
 const MAX_HOPS: u8 = 16;
+/// Ports below this are given to root only (`IPPORT_RESERVED`, netinet/in.h).
+const FIRST_ORDINARY_PORT: u16 = 1_024;
 
 /// Answers everybody on the wires that it was told of.
 #[derive(Debug)]
@@ -339,6 +341,14 @@ fn is_for_us(network: &Network, from: SocketAddrV4, port: Port, packet: &Packet)
         || !packet.hardware.is_unicast()
         || packet.hardware == probe_mac(packet.transaction)
     {
+        return false;
+    }
+    // Users of a node can send from its address, but not from the ports of DHCP.
+    let is_roots = match port {
+        Port::Server => [CLIENT_PORT, SERVER_PORT].contains(&from.port()),
+        Port::Proxy => from.port() < FIRST_ORDINARY_PORT || from.port() == PROXY_PORT,
+    };
+    if !is_roots {
         return false;
     }
     let is_local = |address: Ipv4Addr| {

@@ -212,6 +212,11 @@ impl Site {
             return Decision::Script { text, seen };
         };
         let is_proxy = self.is_proxy(asker);
+        // Its address becomes the machine's by this: whoever asks from afar has no Ethernet
+        // address here.
+        if is_proxy && asker.hardware != Some(mac) {
+            return Decision::Refused(403, "that is another machine's script");
+        }
         let text = if !is_proxy && machine.address != asker.address {
             script::readdress(from, machine)
         } else {
@@ -239,6 +244,10 @@ impl Site {
         };
         if !script::is_plain(image) || !script::is_plain(file) {
             return Decision::Refused(404, "there is nothing of that name");
+        }
+        // What it may ask for is what it was told: another name is no problem worth telling.
+        if image != machine.image {
+            return Decision::Refused(404, "that is not what this machine boots");
         }
         let stage = match file {
             "kernel" => Some(Stage::Kernel),

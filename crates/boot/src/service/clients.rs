@@ -235,7 +235,10 @@ impl Service {
             Decision::Image { image, file, seen } => match self.files.image(&image, &file) {
                 Ok(found) => of_file(request, found, kind_of(&file), seen),
                 Err(errno) => {
-                    self.image_missing(&image, &file, errno);
+                    // Of what every image has; who asks for other names would fill the log.
+                    if seen.is_some() {
+                        self.image_missing(&image, &file, errno);
+                    }
                     (missing(errno), None)
                 }
             },

@@ -201,8 +201,21 @@ fn curl_fetches_script_and_image() {
         &format!("-o none -w %{{http_code}} {base}/image/none/kernel"),
     );
     assert_eq!(said, "404");
-    scene
-        .wait(|message| matches!(message, FromBoot::Problem { text, .. } if text.contains("none")));
+    // Of what it should have, the head hears.
+    let (there, away) = (
+        scene.path("images/default-1/initramfs"),
+        scene.path("images/away"),
+    );
+    std::fs::rename(&there, &away).expect("it is there");
+    let said = curl(
+        &scene,
+        &format!("-o none -w %{{http_code}} {base}/image/default-1/initramfs"),
+    );
+    assert_eq!(said, "404");
+    std::fs::rename(&away, &there).expect("it is there");
+    scene.wait(
+        |message| matches!(message, FromBoot::Problem { text, .. } if text.contains("initramfs")),
+    );
     // The same machine from an address of the strangers', and with a stranger's card.
     scene.give_address(Ipv4Addr::new(10, 9, 0, 201));
     let said = curl(

@@ -11,11 +11,12 @@ use wiglaf_head::store::Store;
 use wiglaf_image::{BuildError, Compression, Images, KernelChoice, Manifest, Recipe, StoreError};
 use wiglaf_link::Authority;
 use wiglaf_wire::boot::BootRequest;
-use wiglaf_wire::client::Reply;
+use wiglaf_wire::client::{Reply, Request};
 
 use crate::CommandResult;
 use crate::commands::boot::ask;
 use crate::error::CommandError;
+use crate::head::Head;
 use crate::output::{self, Align, Column};
 
 const EXAMPLES: &str = "\
@@ -204,24 +205,24 @@ fn succeed(layout: &Layout, manifest: &Manifest) -> Result<bool, CommandError> {
         })
     };
     let image = manifest.id.clone();
-    match ask(BootRequest::Status) {
-        Ok(Reply::Boot(status)) => {
-            let takes_over = takes_over(status.image.as_deref());
-            if takes_over {
-                ask(BootRequest::UseImage { image, nodes: None })?;
-            }
-            Ok(takes_over)
-        }
+    let Ok(mut head) = Head::connect_to(layout) else {
         // Nobody else has the database open then.
-        _ => {
-            let store = Store::open(&layout.database())?;
-            let takes_over = takes_over(store.machines()?.image());
-            if takes_over {
-                store.put_image(&image)?;
-            }
-            Ok(takes_over)
+        let store = Store::open(&layout.database())?;
+        let takes_over = takes_over(store.machines()?.image());
+        if takes_over {
+            store.put_image(&image)?;
         }
+        return Ok(takes_over);
+    };
+    let now = match head.ask(&Request::Boot(BootRequest::Status))? {
+        Reply::Boot(status) => status.image,
+        other => return Err(CommandError::from_reply(other)),
+    };
+    let takes_over = takes_over(now.as_deref());
+    if takes_over {
+        ask(BootRequest::UseImage { image, nodes: None })?;
     }
+    Ok(takes_over)
 }
 
 /// The hash that nodes know the head by.

@@ -104,17 +104,23 @@ pub(crate) fn run(action: Action) -> CommandResult {
             for machine in &list {
                 let name = machine.name.as_deref().unwrap_or("?");
                 output::print(&format!(
-                    "{mac} is {name}{}; it boots at its next try, and shows a code: `wiglaf node \
-                     approve {name} CODE`\n",
+                    "{mac} is {name}{}; it boots at its next try, and then shows a code, as does \
+                     `wiglaf node why {name}`\n",
                     at(machine)
                 ))?;
             }
         }
         Action::Approve { node, code } => {
-            machines(BootRequest::Approve {
+            for machine in machines(BootRequest::Approve {
                 machine: node,
                 code,
-            })?;
+            })? {
+                let name = machine.name.as_deref().unwrap_or("?");
+                output::print(&format!(
+                    "{name} may join, now and whenever it starts; it is up in a moment: `wiglaf \
+                     nodes`\n"
+                ))?;
+            }
         }
         Action::Forget { node } => {
             ask(BootRequest::Forget { machine: node })?;

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use wiglaf_link::{Channel, Interest, LinkError, Ready, approval_code};
+use wiglaf_link::{Channel, Interest, LinkError, Ready, approval_code, public_key_digest};
 use wiglaf_linux::interface;
 use wiglaf_linux::raw_socket::bind_to_device;
 use wiglaf_wire::agent::ToAgent;
@@ -79,9 +79,12 @@ impl Boot {
     }
 
     fn problem(&mut self, text: String) {
-        log(&text);
-        if self.problems.back().is_some_and(|(_, last)| *last == text) {
-            self.problems.pop_back();
+        match self.problems.iter().position(|(_, known)| *known == text) {
+            Some(place) => {
+                self.problems.remove(place);
+            }
+            // What comes again and again is in the log once.
+            None => log(&text),
         }
         if self.problems.len() >= MAX_PROBLEMS {
             self.problems.pop_front();
@@ -114,6 +117,7 @@ impl Daemon {
             && let Err(text) = self.arrange_gateway()
         {
             self.boot.problem(text);
+            self.boot.retry_at_ms = Some(now_ms() + RETRY_MS);
         }
         if wanted.is_empty() {
             self.tell_boot(&ToBoot::End);
@@ -169,7 +173,10 @@ impl Daemon {
             return Ok(());
         }
         let at = SocketAddr::from((*address, AGENT_PORT));
-        if self.config.listen == Some(at) {
+        let has_it = |listen: SocketAddr| {
+            listen == at || listen.ip().is_unspecified() && listen.port() == AGENT_PORT
+        };
+        if self.config.listen.is_some_and(has_it) {
             return Ok(());
         }
         let socket = listen_on(name, at).map_err(|errno| {
@@ -241,7 +248,14 @@ impl Daemon {
             .spawn()
             .map_err(failed)?;
         // It forks itself away, as the keeper does.
-        child.wait().map_err(failed)?;
+        let status = child.wait().map_err(failed)?;
+        if !status.success() {
+            let log = self.layout.log("boot");
+            return Err(DaemonError::Boot(format!(
+                "it ended ({status}); see {}",
+                log.display()
+            )));
+        }
         Ok(())
     }
 
@@ -433,13 +447,11 @@ impl Daemon {
             ));
         }
         let code = approval_code(&self.authority.fingerprint(), key, mac.0);
-        match self.boot.machines.may_join(now(), mac, from, &code) {
+        let digest = public_key_digest(key);
+        match self.boot.machines.may_join(now(), mac, from, digest, &code) {
             Verdict::Accept { name } => self.certify(&name, key),
             Verdict::Await { code } => ToAgent::AwaitApproval { code },
-            Verdict::Refuse { reason } => {
-                log(&format!("{mac} at {from} may not join: {reason}"));
-                refuse(reason)
-            }
+            Verdict::Refuse { reason } => refuse(reason),
         }
     }
 

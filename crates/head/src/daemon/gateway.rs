@@ -57,9 +57,6 @@ pub(super) fn apply(
     outer: Option<&str>,
     wires: &[BootInterface],
 ) -> Result<(), String> {
-    if outer.is_some() {
-        fs::write(FORWARDING, "1").map_err(|error| format!("{FORWARDING}: {error}"))?;
-    }
     let spawned = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -78,6 +75,10 @@ pub(super) fn apply(
         let text = String::from_utf8_lossy(&output.stderr);
         let first = text.lines().next().unwrap_or("it says nothing");
         return Err(format!("nft did not take the gateway's rules: {first}"));
+    }
+    if outer.is_some() {
+        // Only now: before, it would lead everywhere.
+        fs::write(FORWARDING, "1").map_err(|error| format!("{FORWARDING}: {error}"))?;
     }
     Ok(())
 }

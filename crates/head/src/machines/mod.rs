@@ -25,8 +25,8 @@ const PERMIT_MS: u64 = 10 * 60_000;
 const MAX_STRANGERS: usize = 1_000;
 /// Ports below this are given to root only (`IPPORT_RESERVED`, netinet/in.h).
 const FIRST_ORDINARY_PORT: u16 = 1_024;
-/// Codes that wait at once for one machine: more than one only if somebody else asks in its name.
-const MAX_CODES: usize = 4;
+/// Keys that wait at once for one machine: more than one only if somebody else asks in its name.
+const MAX_KEYS: usize = 4;
 
 /// A moment, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +61,10 @@ pub struct Served {
     pub sets_address: bool,
 }
 
+/// The digest of a public key (SHA-256). A code is too short to stand for a key by itself:
+/// another key with the same code is found in minutes.
+pub type Key = [u8; 32];
+
 /// What is known of a machine's present life.
 #[derive(Clone, Debug)]
 struct Life {
@@ -73,9 +77,10 @@ struct Life {
     seen_ms: u64,
     /// Until when it may join; taken away when it has.
     permit_until_ms: u64,
-    codes: Vec<String>,
-    /// The code that somebody has confirmed: this key and no other may join.
-    confirmed: Option<String>,
+    /// The keys that ask, by the code that stands for each.
+    asking: Vec<(String, Key)>,
+    /// The key that somebody has confirmed: it and no other may join.
+    confirmed: Option<Key>,
     refusal: Option<String>,
 }
 
@@ -374,16 +379,17 @@ impl Machines {
             first_s: now.wall_s,
             seen_ms: now.ms,
             permit_until_ms: 0,
-            codes: Vec::new(),
+            asking: Vec::new(),
             confirmed: None,
             refusal: None,
         });
         if sighting.stage != life.stage {
             life.stage_s = now.wall_s;
         }
-        if sighting.stage < life.stage {
-            // It started anew: what was confirmed was another key.
-            life.codes.clear();
+        if sighting.stage < life.stage && matches!(sighting.stage, Stage::Script | Stage::Init) {
+            // It started anew: what was confirmed was another key. Only what comes by HTTP says so,
+            // as anybody on the wire can ask for an address in its name.
+            life.asking.clear();
             life.confirmed = None;
             life.refusal = None;
         }
@@ -393,9 +399,17 @@ impl Machines {
         if sighting.client.is_some() {
             life.client.clone_from(&sighting.client);
         }
-        life.address = sighting.address.or(life.address);
+        let is_own = self
+            .known
+            .get(&sighting.mac)
+            .is_none_or(|machine| machine.address.is_some());
+        if is_own || sighting.stage >= Stage::Script {
+            life.address = sighting.address.or(life.address);
+        }
         if !is_known {
-            let is_open = self.adopts_until.is_some_and(|until| now.ms < until.ms);
+            // What only asks for an address may be a switch or a telephone.
+            let is_open = self.adopts_until.is_some_and(|until| now.ms < until.ms)
+                && sighting.stage >= Stage::Addressed;
             return if is_open { Seen::Adopt } else { Seen::Noted };
         }
         life.permit_until_ms = now.ms + PERMIT_MS;
@@ -418,8 +432,15 @@ impl Machines {
         }
     }
 
-    /// A machine asks to join from there, with a key that has this code.
-    pub fn may_join(&mut self, now: Now, mac: Mac, from: SocketAddr, code: &str) -> Verdict {
+    /// A machine asks to join from there, with this key, for which that code stands.
+    pub fn may_join(
+        &mut self,
+        now: Now,
+        mac: Mac,
+        from: SocketAddr,
+        key: Key,
+        code: &str,
+    ) -> Verdict {
         let refuse = |reason: String| Verdict::Refuse { reason };
         let Some(machine) = self.known.get_mut(&mac) else {
             return refuse(format!(
@@ -431,28 +452,28 @@ impl Machines {
                 "the head has not seen {mac} boot: start it from the network"
             ));
         };
-        let own = machine.address.or(life.address);
-        let is_own = own.is_some_and(|own| canonical(from.ip()) == IpAddr::V4(own));
-        let reason = if !is_own {
-            // Said to whoever asks, so nothing of the real one's whereabouts.
-            Some(format!("{} is not the address of {mac}", from.ip()))
-        } else if from.port() >= FIRST_ORDINARY_PORT {
-            Some(format!("port {} is not one of root's", from.port()))
-        } else if life.permit_until_ms <= now.ms {
-            Some(format!(
-                "{mac} has joined already since it booted, or too long ago: boot it again"
-            ))
-        } else {
-            None
-        };
-        if let Some(reason) = reason {
+        let wire = self.served.get(&life.interface);
+        let own = machine
+            .address
+            .or(life.address)
+            .filter(|own| wire.is_some_and(|served| subnet::is_behind(&served.interface, *own)));
+        // What somebody else says in its name is not kept: it would hide what the machine says.
+        if own.is_none_or(|own| canonical(from.ip()) != IpAddr::V4(own)) {
+            return refuse(format!("{} is not the address of {mac}", from.ip()));
+        }
+        if from.port() >= FIRST_ORDINARY_PORT {
+            return refuse(format!("port {} is not one of root's", from.port()));
+        }
+        if life.permit_until_ms <= now.ms {
+            let reason =
+                format!("{mac} has joined already since it booted, or too long ago: boot it again");
             life.refusal = Some(reason.clone());
             return refuse(reason);
         }
         life.seen_ms = now.ms;
-        if machine.is_approved && life.confirmed.as_deref().is_none_or(|only| only == code) {
+        if machine.is_approved && life.confirmed.is_none_or(|only| only == key) {
             life.permit_until_ms = 0;
-            life.codes.clear();
+            life.asking.clear();
             life.refusal = None;
             if life.stage != Stage::Joining {
                 (life.stage, life.stage_s) = (Stage::Joining, now.wall_s);
@@ -464,11 +485,12 @@ impl Machines {
         if life.stage != Stage::AwaitsApproval {
             (life.stage, life.stage_s) = (Stage::AwaitsApproval, now.wall_s);
         }
-        if !life.codes.iter().any(|known| known == code) {
-            if life.codes.len() >= MAX_CODES {
-                life.codes.remove(0);
+        life.refusal = None;
+        if !life.asking.iter().any(|(_, known)| *known == key) {
+            if life.asking.len() >= MAX_KEYS {
+                life.asking.remove(0);
             }
-            life.codes.push(code.to_owned());
+            life.asking.push((code.to_owned(), key));
         }
         // While somebody waits, the permit does not run out.
         life.permit_until_ms = now.ms + PERMIT_MS;
@@ -491,7 +513,7 @@ impl Machines {
         let waiting = self
             .lives
             .get_mut(&mac)
-            .filter(|life| !life.codes.is_empty());
+            .filter(|life| !life.asking.is_empty());
         let Some(life) = waiting else {
             return Err(Refusal::new(
                 format!("{text} does not wait for approval now"),
@@ -499,13 +521,28 @@ impl Machines {
             ));
         };
         let typed = digits(code);
-        let Some(shown) = life.codes.iter().find(|shown| digits(shown) == typed) else {
-            return Err(Refusal::new(
-                format!("{text} asks with another code than {code}"),
-                "compare it with the machine's console: if it shows this one, somebody else asks in its name",
-            ));
-        };
-        life.confirmed = Some(shown.clone());
+        let shown: Vec<Key> = life
+            .asking
+            .iter()
+            .filter(|(shown, _)| digits(shown) == typed)
+            .map(|(_, key)| *key)
+            .collect();
+        match shown.as_slice() {
+            [only] => life.confirmed = Some(*only),
+            [] => {
+                return Err(Refusal::new(
+                    format!("{text} asks with another code than {code}"),
+                    "compare it with the machine's console: if it shows this one, somebody else \
+                     asks in its name",
+                ));
+            }
+            _ => {
+                return Err(Refusal::new(
+                    format!("two machines ask as {text} with this code: one of them is forged"),
+                    "find out who else is on that wire, and start the machine again",
+                ));
+            }
+        }
         let machine = self.known.get_mut(&mac);
         let machine = machine.ok_or_else(|| Refusal::new("it is gone", "adopt it again"))?;
         machine.is_approved = true;
@@ -596,7 +633,7 @@ impl Machines {
             first_s: life.map(|life| life.first_s),
             image: machine.and_then(|machine| machine.image.clone().or_else(|| self.image.clone())),
             is_approved: machine.is_some_and(|machine| machine.is_approved),
-            code: life.and_then(|life| life.codes.last().cloned()),
+            code: life.and_then(|life| life.asking.last().map(|(code, _)| code.clone())),
             refusal: life.and_then(|life| life.refusal.clone()),
         }
     }

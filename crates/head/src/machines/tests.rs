@@ -43,6 +43,13 @@ fn sighting(mac: Mac, stage: Stage, address: Option<Ipv4Addr>) -> Sighting {
     }
 }
 
+/// Another key for each code.
+fn key(code: &str) -> Key {
+    let mut key = [0; 32];
+    key[..code.len()].copy_from_slice(code.as_bytes());
+    key
+}
+
 fn root_at(address: Ipv4Addr) -> SocketAddr {
     SocketAddr::from((address, 1023))
 }
@@ -57,7 +64,7 @@ fn a_machine_joins_once_its_code_was_compared_and_then_without() {
         code: "1234-5678".into(),
     };
     let ask = |machines: &mut Machines, ms, code: &str| {
-        machines.may_join(at(ms), mac(1), root_at(own), code)
+        machines.may_join(at(ms), mac(1), root_at(own), key(code), code)
     };
     assert_eq!(ask(&mut machines, 20, "1234-5678"), code());
     assert!(machines.approve("n1", "8765-4321").is_err());
@@ -76,7 +83,7 @@ fn a_machine_joins_once_its_code_was_compared_and_then_without() {
         Verdict::Refuse { .. }
     ));
     // The next boot has another key.
-    machines.seen(at(90), &sighting(mac(1), Stage::Asked, None));
+    machines.seen(at(90), &sighting(mac(1), Stage::Script, None));
     assert!(machines.is_booting("n1"));
     assert_eq!(ask(&mut machines, 100, "2222-2222"), accepted);
 }
@@ -88,7 +95,7 @@ fn nobody_joins_for_another() {
     let other = machines.adopt(mac(2), "n2").unwrap().address.unwrap();
     let refused = |machines: &mut Machines, ms, mac, from: SocketAddr| {
         matches!(
-            machines.may_join(at(ms), mac, from, "1"),
+            machines.may_join(at(ms), mac, from, key("1"), "1"),
             Verdict::Refuse { .. }
         )
     };
@@ -104,11 +111,52 @@ fn nobody_joins_for_another() {
 #[test]
 fn a_window_adopts_who_comes_while_it_is_open() {
     let mut machines = machines();
-    let asked = |number| sighting(mac(number), Stage::Asked, None);
-    assert_eq!(machines.seen(at(0), &asked(1)), Seen::Noted);
+    let came = |number| sighting(mac(number), Stage::Addressed, None);
+    assert_eq!(machines.seen(at(0), &came(1)), Seen::Noted);
     machines.adopt_all(Some(at(100)));
-    assert_eq!(machines.seen(at(99), &asked(1)), Seen::Adopt);
-    assert_eq!(machines.seen(at(100), &asked(2)), Seen::Noted);
+    let switch = sighting(mac(3), Stage::Asked, None);
+    assert_eq!(machines.seen(at(50), &switch), Seen::Noted);
+    assert_eq!(machines.seen(at(99), &came(1)), Seen::Adopt);
+    assert_eq!(machines.seen(at(100), &came(2)), Seen::Noted);
+}
+
+#[test]
+fn what_is_sent_in_a_machines_name_does_not_keep_it_out() {
+    let mut machines = machines();
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    machines.seen(at(0), &sighting(mac(1), Stage::Init, Some(own)));
+    let ask = |machines: &mut Machines, from, key, code: &str| {
+        machines.may_join(at(5), mac(1), from, key, code)
+    };
+    ask(&mut machines, root_at(own), key("1"), "1");
+    // A packet with its Ethernet address, and a question from elsewhere.
+    machines.seen(at(6), &sighting(mac(1), Stage::Asked, None));
+    let elsewhere = root_at(Ipv4Addr::new(10, 77, 0, 99));
+    ask(&mut machines, elsewhere, key("2"), "2");
+    assert_eq!(machines.info(mac(1)).refusal, None);
+    assert_eq!(machines.info(mac(1)).code.as_deref(), Some("1"));
+    // Another key with the same code.
+    ask(&mut machines, root_at(own), key("3"), "1");
+    assert!(machines.approve("n1", "1").is_err());
+}
+
+#[test]
+fn a_key_that_has_the_confirmed_code_is_not_the_confirmed_key() {
+    let mut machines = machines();
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    machines.seen(at(0), &sighting(mac(1), Stage::Init, Some(own)));
+    let ask =
+        |machines: &mut Machines, key| machines.may_join(at(5), mac(1), root_at(own), key, "1");
+    ask(&mut machines, key("1"));
+    machines.approve("n1", "1").unwrap();
+    assert!(matches!(
+        ask(&mut machines, key("2")),
+        Verdict::Await { .. }
+    ));
+    assert!(matches!(
+        ask(&mut machines, key("1")),
+        Verdict::Accept { .. }
+    ));
 }
 
 #[test]
@@ -153,7 +201,7 @@ proptest! {
         prop_assert!(machines.list().len() <= MAX_STRANGERS + 1);
         let list = machines.list();
         prop_assert_eq!(list[0].name.as_deref(), Some("n1"));
-        let asks = machines.may_join(at(5), mac(1), root_at(own), "1");
+        let asks = machines.may_join(at(5), mac(1), root_at(own), key("1"), "1");
         let awaits = Verdict::Await { code: "1".into() };
         prop_assert_eq!(asks, awaits);
     }

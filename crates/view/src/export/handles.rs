@@ -257,6 +257,11 @@ impl Export {
         if let Some(key) = &handle.guarded {
             self.unguard(key);
         }
+        for whole in handle.wholes.values() {
+            // Said, not left to the close: a child that is being started may have the description
+            // until its exec. There is nobody to tell that it could not be unlocked.
+            let _ = rustix::fs::flock(whole, rustix::fs::FlockOperation::Unlock);
+        }
         drop(handle);
         if writes {
             self.end_writing(number, Some(link));

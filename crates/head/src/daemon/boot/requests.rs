@@ -11,7 +11,7 @@ use wiglaf_wire::client::Reply;
 
 use super::super::{Daemon, now_ms};
 use super::now;
-use crate::jobs::{Caller, ClientId};
+use crate::jobs::Caller;
 use crate::machines::Now;
 use crate::node_table::Presence;
 use crate::placement::{Refusal, resolve};
@@ -27,7 +27,7 @@ impl Daemon {
     pub(in crate::daemon) fn boot_request(&mut self, caller: &Caller, request: BootRequest) {
         let is_question = matches!(request, BootRequest::Status | BootRequest::Machines);
         let outcome = if is_question || self.reactor.is_admin(&caller.credential) {
-            self.try_boot_request(caller.client, request)
+            self.try_boot_request(caller, request)
         } else {
             Err(Refusal::new(
                 "only root and the cluster's administrators may change how machines boot",
@@ -43,12 +43,19 @@ impl Daemon {
 
     fn try_boot_request(
         &mut self,
-        client: ClientId,
+        caller: &Caller,
         request: BootRequest,
     ) -> Result<Option<Reply>, Refusal> {
         let reply = match request {
             BootRequest::Status => Reply::Boot(self.boot_status()),
-            BootRequest::Machines => Reply::Machines(self.boot.machines.list()),
+            BootRequest::Machines => {
+                let mut list = self.boot.machines.list();
+                // Who knows a code that nobody has compared yet could forge a key for it.
+                if !self.reactor.is_admin(&caller.credential) {
+                    list.iter_mut().for_each(|machine| machine.code = None);
+                }
+                Reply::Machines(list)
+            }
             BootRequest::Enable {
                 interface,
                 sets_address,
@@ -124,9 +131,13 @@ impl Daemon {
                         "`ip link` shows them",
                     ));
                 }
+                let before = self.boot.machines.outer().map(String::from);
                 self.boot.machines.lead_outward(outer)?;
-                let failed = |text| Refusal::new(text, "then `wiglaf net gateway enable` again");
-                self.arrange_gateway().map_err(failed)?;
+                if let Err(text) = self.arrange_gateway() {
+                    self.boot.machines.lead_outward(before)?;
+                    let hint = "then `wiglaf net gateway enable` again";
+                    return Err(Refusal::new(text, hint));
+                }
                 self.store
                     .put_outer(self.boot.machines.outer())
                     .map_err(stored)?;
@@ -141,7 +152,7 @@ impl Daemon {
                         format!("`wiglaf node why {name}` tells how far it is"),
                     )
                 })?;
-                self.reply(client, &Reply::NodeLog, vec![file.into()]);
+                self.reply(caller.client, &Reply::NodeLog, vec![file.into()]);
                 return Ok(None);
             }
         };
@@ -183,13 +194,16 @@ impl Daemon {
             ));
         }
         let machine = self.boot.machines.adopt(mac, &name)?.clone();
+        let enrolled = self.reactor.nodes_mut().enrol(&name);
+        let node = match enrolled {
+            Ok(node) => node.clone(),
+            Err(full) => {
+                self.boot.machines.forget(&name)?;
+                let hint = "give it the name of a node that is gone: --as NAME";
+                return Err(Refusal::new(full.to_string(), hint));
+            }
+        };
         self.store.put_machine(&machine).map_err(stored)?;
-        let node = self
-            .reactor
-            .nodes_mut()
-            .enrol(&name)
-            .map(|node| node.clone());
-        let node = node.map_err(|full| Refusal::new(full.to_string(), "forget some nodes"))?;
         self.store.put_node(&node).map_err(stored)?;
         self.mark_booting(&name);
         self.arrange_boot();
