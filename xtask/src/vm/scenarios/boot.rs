@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::parts::{check_make, check_run, check_unknown, join};
 use crate::vm::dnsmasq::Dnsmasq;
 use crate::vm::guest::{Firmware, Guest, Plan, SMALL_MIB};
-use crate::vm::head::{ARGUMENTS, Head};
+use crate::vm::head::{ARGUMENTS, BOOT, Head};
 use crate::vm::stage::Stage;
 use crate::vm::wire::PORT;
 
@@ -126,6 +126,8 @@ pub(super) fn proxy(stage: &Stage<'_>) -> Result<()> {
         // The first goes on beside the second: `nodes --wait` counts those that are up.
         let guest = stage.guest(&head.wire, Plan::new(name, firmware))?;
         join(&head, &guest, name, 1)?;
+        // The one before may still count as up.
+        head.wait_for_state(name, "up", BOOT)?;
         let (_, address) = head.node(name)?;
         let host: Option<u8> = address
             .rsplit('.')

@@ -32,6 +32,18 @@ pub(super) fn head_killed(stage: &Stage<'_>) -> Result<()> {
     stage.say("killed while the machine waited for its approval");
     std::thread::sleep(AWAY);
     head.start()?;
+    // A new head hears of it when it asks next.
+    let started = Instant::now();
+    while !head
+        .admin(&["node", "why", "n1"])?
+        .contains("waits for somebody")
+    {
+        ensure!(
+            started.elapsed() < REPORT,
+            "the new head does not hear of it"
+        );
+        std::thread::sleep(POLL);
+    }
     head.approve(&guest, "n1")?;
     head.wait_up(1)?;
     stage.say("n1 is up all the same");
