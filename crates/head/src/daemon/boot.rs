@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use wiglaf_link::{Channel, Interest, LinkError, Ready, approval_code, public_key_digest};
 use wiglaf_linux::interface;
 use wiglaf_linux::raw_socket::bind_to_device;
@@ -23,7 +23,7 @@ use wiglaf_wire::boot::{BootInterface, FromBoot, Mac, Sighting, Stage, ToBoot};
 
 use super::gateway;
 use super::{
-    BOOT, CONNECTIONS, Daemon, DaemonError, await_room, is_over, log, now_ms, wall_clock_s,
+    BOOT, CONNECTIONS, Daemon, DaemonError, await_room, dial, is_over, log, now_ms, wall_clock_s,
 };
 use crate::machines::{Machines, Now, Seen, Served, Verdict};
 use crate::node_table::Presence;
@@ -474,15 +474,6 @@ impl Daemon {
             self.mark_booting(&name);
         }
     }
-}
-
-fn dial(path: &std::path::Path) -> Option<OwnedFd> {
-    let address = SocketAddrUnix::new(path).ok()?;
-    let flags = SocketFlags::CLOEXEC;
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
-    rustix::net::connect(&socket, &address).ok()?;
-    Some(socket)
 }
 
 fn local_address(socket: impl AsFd) -> Option<SocketAddr> {

@@ -6,13 +6,14 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use wiglaf_link::{Channel, Interest, LinkError, Ready, Role};
 use wiglaf_wire::deputy::ToDeputy;
 use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 
-use super::{Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, is_over, log, token};
+use super::{
+    Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, dial, is_over, log, token,
+};
 use crate::config::{Config, Layout};
 use crate::reactor::Event;
 
@@ -31,7 +32,7 @@ fn hide_arguments<'a>(layout: &'a Layout, config: &'a Config) -> impl Iterator<I
 impl Daemon {
     /// Finds the keeper of an earlier head, or starts one.
     pub(super) fn connect_keeper(&mut self) -> Result<(), DaemonError> {
-        let found = self.dial_keeper();
+        let found = dial(&self.layout.keeper_socket());
         let takes_over = found.is_some();
         let socket = match found {
             Some(socket) => socket,
@@ -39,7 +40,7 @@ impl Daemon {
                 self.start_keeper()?;
                 let deadline = Instant::now() + KEEPER_START_WAIT;
                 loop {
-                    if let Some(socket) = self.dial_keeper() {
+                    if let Some(socket) = dial(&self.layout.keeper_socket()) {
                         break socket;
                     }
                     if Instant::now() > deadline {
@@ -62,19 +63,6 @@ impl Daemon {
             self.event(Event::TakenOver);
         }
         Ok(())
-    }
-
-    fn dial_keeper(&self) -> Option<OwnedFd> {
-        let address = SocketAddrUnix::new(self.layout.keeper_socket()).ok()?;
-        let socket = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .ok()?;
-        rustix::net::connect(&socket, &address).ok()?;
-        Some(socket)
     }
 
     /// In a program of its own rather than a fork: it must hold nothing of the head's memory.

@@ -489,6 +489,16 @@ fn await_room(poll: &Poll, fd: impl AsFd, token: Token, awaits: &mut bool, wante
     }
 }
 
+/// A process of ours that outlives the daemon, if it is there.
+fn dial(path: &std::path::Path) -> Option<OwnedFd> {
+    let address = SocketAddrUnix::new(path).ok()?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).ok()?;
+    rustix::net::connect(&socket, &address).ok()?;
+    Some(socket)
+}
+
 fn accept(listener: impl AsFd) -> Option<OwnedFd> {
     rustix::net::accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok()
 }
