@@ -17,6 +17,10 @@ pub(super) const NODES: u32 = 4;
 pub(super) const JOBS: [u32; 2] = [2, 4];
 /// When a node is killed, of a build's usual time.
 const KILL_AFTER: f64 = 0.4;
+/// What the columns of the hub are called, after the builder.
+pub(super) const HUB: &str = ", 10 Mb/s";
+/// So few slow nodes need less than the hub has.
+pub(super) const HUB_FROM_NODES: u32 = 4;
 /// gcc's own name for what does its work.
 const COMPILER: &str = "cc1";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -201,9 +205,14 @@ pub(super) fn slow(
             nodes,
             series: Vec::new(),
         };
-        for is_hub in [false, true] {
+        let wires: &[bool] = if nodes < HUB_FROM_NODES {
+            &[false]
+        } else {
+            &[false, true]
+        };
+        for &is_hub in wires {
             for (builder, medium, processes) in &builders {
-                let wire = if is_hub { ", 10 Mb/s" } else { "" };
+                let wire = if is_hub { HUB } else { "" };
                 let mut cell = SlowCell {
                     name: format!("{}{wire}", builder.name()),
                     ..SlowCell::default()

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use crate::bench::ground::stage::Stage;
 
 const HIERARCHY: &str = "/sys/fs/cgroup/cpu";
-pub(super) const PERCENT: u64 = 4;
+/// Sixteen nodes leave half of two processors to the head.
+pub(super) const PERCENT: u64 = 6;
 const PERIOD_US: u64 = 100_000;
 
 pub(super) struct Quota {

@@ -1,7 +1,7 @@
 //! The aims and the tables.
 
 use super::measure::Figures;
-use super::parts::{Cold, Killed, Row, SlowRow};
+use super::parts::{Cold, HUB, HUB_FROM_NODES, Killed, Row, SlowRow};
 use crate::bench::ground::report::Report;
 
 const PLAIN: &str = "make";
@@ -241,16 +241,22 @@ pub(super) fn write_slow(input: &str, rows: &[SlowRow], report: &mut Report) {
             _ => report.aim(&what, aim_text, "failed".to_owned(), false),
         }
     }
-    let Some(first) = rows.first() else { return };
+    let Some(longest) = rows.iter().max_by_key(|row| row.series.len()) else {
+        return;
+    };
     let mut head = vec!["nodes"];
-    head.extend(first.series.iter().map(|cell| cell.name.as_str()));
+    head.extend(longest.series.iter().map(|cell| cell.name.as_str()));
     let cells = rows.iter().map(|row| {
         let mut cells = vec![row.nodes.to_string()];
-        cells.extend(row.series.iter().map(|cell| {
+        cells.extend(longest.series.iter().map(|column| {
+            let Some(cell) = row.series.iter().find(|cell| cell.name == column.name) else {
+                return "—".to_owned();
+            };
             if cell.wall_s.is_empty() {
                 return "failed".to_owned();
             }
-            let one = wall(1, &cell.name).unwrap_or(f64::NAN);
+            let unhindered = cell.name.strip_suffix(HUB).unwrap_or(&cell.name);
+            let one = wall(1, unhindered).unwrap_or(f64::NAN);
             let own = cell.wall_s.median();
             format!(
                 "{own:.1} s = {:.1} ×, {:.1} MB",
@@ -262,8 +268,8 @@ pub(super) fn write_slow(input: &str, rows: &[SlowRow], report: &mut Report) {
     });
     let how = format!(
         "{input} at two jobs for each node, of which each has {} % of a processor; how many times as \
-         fast as one node of the same column, and what the head has sent and received. 10 Mb/s: all \
-         of that goes through one token bucket, both ways in turns, as on a hub. All nodes have the \
+         fast as one node without the hub, and what the head has sent and received. 10 Mb/s: all \
+         of that goes through one token bucket, both ways in turns, as on a hub, from {HUB_FROM_NODES} nodes on. All nodes have the \
          compiler before",
         super::quota::PERCENT
     );
