@@ -10,6 +10,7 @@ use crate::run;
 const PACKAGES: &[&str] = &[
     "acl",
     "atftp",
+    "bind9-dnsutils",
     "curl",
     "dnsmasq-base",
     "e2fsprogs",
@@ -23,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "make",
     "procps",
     "python3",
+    "squashfs-tools",
     "tftp-hpa",
     "udhcpc",
     "util-linux",

@@ -4,7 +4,11 @@
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 #[cfg_attr(target_arch = "aarch64", path = "arch/aarch64.rs")]
 pub(crate) mod arch;
+#[cfg_attr(target_arch = "x86_64", path = "syscall/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "syscall/aarch64.rs")]
+mod syscall;
 
+use core::ffi::c_long;
 use core::mem::MaybeUninit;
 
 pub(crate) const LAST_SIGNAL: usize = 64;
@@ -29,7 +33,22 @@ pub(crate) const SET_BYTES: usize = 8;
 #[inline(always)]
 unsafe fn syscall(number: usize, a: usize, b: usize, c: usize, d: usize) -> isize {
     // SAFETY: the caller's promise.
-    unsafe { arch::syscall5(number, a, b, c, d, 0) }
+    unsafe { syscall5(number, a, b, c, d, 0) }
+}
+
+/// # Safety
+/// As the system call.
+#[inline(always)]
+pub(crate) unsafe fn syscall5(
+    number: usize,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+) -> isize {
+    // SAFETY: the caller's promise; none of those that are made here has a sixth argument.
+    unsafe { syscall::syscall6(number as c_long, a, b, c, d, e, 0) }
 }
 
 #[repr(C)]

@@ -5,7 +5,7 @@ use wiglaf_head::jobs::{Caller, ClientId};
 use wiglaf_wire::client::{NodeSelection, Reply, Request, RunRequest};
 use wiglaf_wire::id::Pid;
 use wiglaf_wire::keeper::{GhostEnd, GhostMode};
-use wiglaf_wire::launch::{Credential, LaunchSpec, StdioKind, WindowSize};
+use wiglaf_wire::launch::{Credential, LaunchSpec};
 use wiglaf_wire::status::EXIT_CLUSTER_FAILED;
 
 use crate::world::{Event, Wire, World};
@@ -149,29 +149,13 @@ impl World {
             selection: NodeSelection {
                 nodes,
                 all,
-                exclude: None,
-                prefer: Vec::new(),
-                node_count: None,
                 task_count,
                 exclusive: self.rng.chance(5),
-                now: false,
-                memory_kib: None,
+                ..NodeSelection::default()
             },
             spec: LaunchSpec {
-                program: None,
-                argv: vec![b"true".to_vec()],
-                env: vec![],
-                cwd: b"/".to_vec(),
-                umask: 0,
-                limits: vec![],
-                ignored_signals: 0,
-                blocked_signals: 0,
-                stdio: [StdioKind::Relayed; 3],
-                window: WindowSize::default(),
                 leave: self.rng.chance(10),
-                private_tmp: false,
-                undo: false,
-                host_name: None,
+                ..LaunchSpec::plain(&["true"])
             },
             timeout_ms,
             detach: false,

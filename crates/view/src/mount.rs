@@ -203,6 +203,12 @@ impl ViewMount {
         self.session.pin(path);
     }
 
+    /// See [`Session::show_link`].
+    pub fn show_link(&mut self, path: &Path, target: Option<&Path>) {
+        self.session.show_link(path, target);
+        self.carry_out();
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {

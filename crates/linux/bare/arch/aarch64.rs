@@ -1,6 +1,6 @@
-//! aarch64: the entry, the numbers and the one way into the kernel.
+//! aarch64: the entry and the numbers.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 pub(crate) const FCNTL: usize = 25;
 pub(crate) const IOCTL: usize = 29;
@@ -39,32 +39,4 @@ unsafe extern "C" {
     pub(crate) fn handler();
     #[link_name = "signal_restorer"]
     pub(crate) fn restorer();
-}
-
-/// # Safety
-/// As the system call.
-#[inline(always)]
-pub(crate) unsafe fn syscall5(
-    number: usize,
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-) -> isize {
-    let result: isize;
-    // SAFETY: the kernel preserves every register but x0; the rest is the caller's promise.
-    unsafe {
-        asm!(
-            "svc #0",
-            in("x8") number,
-            inlateout("x0") a => result,
-            in("x1") b,
-            in("x2") c,
-            in("x3") d,
-            in("x4") e,
-            options(nostack),
-        );
-    }
-    result
 }

@@ -1,6 +1,6 @@
-//! x86_64: the entry, the numbers and the one way into the kernel.
+//! x86_64: the entry and the numbers.
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 pub(crate) const READ: usize = 0;
 pub(crate) const WRITE: usize = 1;
@@ -41,34 +41,4 @@ unsafe extern "C" {
     pub(crate) fn handler();
     #[link_name = "signal_restorer"]
     pub(crate) fn restorer();
-}
-
-/// # Safety
-/// As the system call.
-#[inline(always)]
-pub(crate) unsafe fn syscall5(
-    number: usize,
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-) -> isize {
-    let result: isize;
-    // SAFETY: the kernel clobbers rcx and r11 only; the rest is the caller's promise.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a,
-            in("rsi") b,
-            in("rdx") c,
-            in("r10") d,
-            in("r8") e,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result
 }

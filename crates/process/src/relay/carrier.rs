@@ -126,9 +126,33 @@ impl Carrier {
         self.is_paused = is_paused;
     }
 
-    /// The next frame; those that came before a failure are still given.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame<'_, Relay>>, LinkError> {
-        self.tls.next_frame()
+    /// The next message; those that came before a failure are still given. Bytes that come before
+    /// it are handed to `take`, which says whether anybody wanted them; whose they were is added
+    /// to `taken`.
+    pub(crate) fn next_message(
+        &mut self,
+        taken: &mut Vec<(TaskId, Stream)>,
+        mut take: impl FnMut(DataHeader, &[u8]) -> Result<bool, FlowError>,
+    ) -> Option<Relay> {
+        loop {
+            let error = match self.tls.next_frame() {
+                Ok(Some(Frame::Message(message))) => return Some(message),
+                Ok(Some(Frame::Data(header, bytes))) => match take(header, bytes) {
+                    Ok(is_wanted) => {
+                        let at = (header.task, header.stream);
+                        if is_wanted && taken.last() != Some(&at) {
+                            taken.push(at);
+                        }
+                        continue;
+                    }
+                    Err(error) => error.into(),
+                },
+                Ok(None) => return None,
+                Err(error) => CarrierError::from(error),
+            };
+            self.fail(error);
+            return None;
+        }
     }
 
     /// Writes what is queued and waits for room if that is not all.

@@ -4,28 +4,29 @@
 //! they were; the programs notice nothing but a pause.
 
 mod dial;
+mod incoming;
 mod stdio;
+mod task;
 mod view;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use wiglaf_link::{Poll, Ready, Token, Traffic};
-use wiglaf_wire::frame::{Compression, Frame};
+use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
 use wiglaf_wire::stream::{Relay, Stream};
 use wiglaf_wire::view::{Answer, Change, Gift};
 
 use super::buffers::Buffers;
-use super::streams::Streams;
 use dial::{Link, State};
 pub use stdio::ChildStdio;
+use task::Task;
 
 /// How long a link is kept after its last task: the next command of the same user finds it, and
 /// what the node knows of the head's files stays right meanwhile.
@@ -123,21 +124,6 @@ impl Tokens {
     fn forget(&mut self, token: Token) {
         self.targets.remove(&token.0);
     }
-}
-
-#[derive(Debug)]
-struct Task {
-    deputy: DeputyId,
-    streams: Streams,
-    /// The terminal's other side, to set its size.
-    terminal: Option<OwnedFd>,
-    /// The stream that its output goes by.
-    terminal_output: Option<Stream>,
-    /// A terminal whose output nobody wants is read all the same, or its programs would block.
-    discard: Option<(OwnedFd, Token)>,
-    main_ended: bool,
-    /// [`RelayEvent::Drained`] or [`RelayEvent::Lost`] is told.
-    settled: bool,
 }
 
 impl NodeRelay {
@@ -388,174 +374,6 @@ impl NodeRelay {
         }
     }
 
-    fn link_ready(
-        &mut self,
-        poll: &Poll,
-        deputy: DeputyId,
-        ready: Ready,
-        events: &mut Vec<RelayEvent>,
-    ) {
-        let Some(link) = self.links.get_mut(&deputy) else {
-            return;
-        };
-        match &mut link.state {
-            State::Down => return,
-            State::Connecting(_) => return self.connected(poll, deputy),
-            State::Up(carrier) => {
-                carrier.settle(poll);
-                if ready.readable {
-                    carrier.receive();
-                }
-            }
-        }
-        let touched = self.take_frames(poll, deputy, events);
-        self.unstall(poll, deputy);
-        self.settle(poll, deputy);
-        self.send_questions(poll, deputy);
-        for task in touched {
-            self.check_drained(task, events);
-        }
-    }
-
-    /// Handles all frames that have arrived; returns the tasks that may be drained now.
-    fn take_frames(
-        &mut self,
-        poll: &Poll,
-        deputy: DeputyId,
-        events: &mut Vec<RelayEvent>,
-    ) -> Vec<TaskId> {
-        let mut touched = Vec::new();
-        let mut reports: Vec<(TaskId, Stream)> = Vec::new();
-        let mut heard = false;
-        let Some(link) = self.links.get_mut(&deputy) else {
-            return touched;
-        };
-        let State::Up(carrier) = &mut link.state else {
-            return touched;
-        };
-        loop {
-            let message = match carrier.next_frame() {
-                Ok(Some(Frame::Message(message))) => message,
-                Ok(Some(Frame::Data(header, bytes))) => {
-                    let entry = self.tasks.get_mut(&header.task);
-                    let Some(entry) = entry.filter(|entry| entry.deputy == deputy) else {
-                        continue;
-                    };
-                    if let Err(error) = entry.streams.data(poll, header, bytes) {
-                        carrier.fail(error);
-                        break;
-                    }
-                    let at = (header.task, header.stream);
-                    if reports.last() != Some(&at) {
-                        reports.push(at);
-                    }
-                    continue;
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    carrier.fail(error);
-                    break;
-                }
-            };
-            heard = true;
-            let message = match message {
-                Relay::Answer(answer) => {
-                    link.questions.answered(answer.id);
-                    events.push(RelayEvent::Answered(deputy, answer));
-                    continue;
-                }
-                Relay::Changed(changes) => {
-                    events.push(RelayEvent::Changed(deputy, changes));
-                    continue;
-                }
-                Relay::Given(gifts) => {
-                    events.push(RelayEvent::Given(deputy, gifts));
-                    continue;
-                }
-                message => message,
-            };
-            let Some(task) = task_of(&message) else {
-                continue;
-            };
-            let entry = self
-                .tasks
-                .get_mut(&task)
-                .filter(|entry| entry.deputy == deputy);
-            let Some(entry) = entry else { continue };
-            let result = match message {
-                Relay::Passed { stream, offset, .. } => {
-                    entry
-                        .streams
-                        .passed(poll, (stream, offset), carrier, &mut self.buffers)
-                }
-                Relay::End { stream, offset, .. } => {
-                    entry.streams.ended(poll, (stream, offset), carrier)
-                }
-                Relay::Broken { stream, .. } => {
-                    entry.broken(poll, stream);
-                    Ok(())
-                }
-                Relay::Resize { window, .. } => {
-                    if let Some(terminal) = &entry.terminal {
-                        // The size of a terminal whose programs are gone does not matter.
-                        let _ = stdio::set_size(terminal, window);
-                    }
-                    Ok(())
-                }
-                Relay::Refused { .. } => {
-                    link.tasks.remove(&task);
-                    let reason = "its deputy does not know it on this node";
-                    entry.lose(poll, reason, events);
-                    Ok(())
-                }
-                _ => Ok(()),
-            };
-            if let Err(error) = result {
-                carrier.fail(error);
-            }
-            touched.push(task);
-        }
-        for (task, stream) in reports {
-            if let Some(entry) = self.tasks.get_mut(&task) {
-                entry.streams.report(stream, carrier);
-            }
-        }
-        if heard {
-            link.heard();
-        }
-        touched.sort_unstable();
-        touched.dedup();
-        touched
-    }
-
-    /// Gives streams that waited for room on the link their turn.
-    fn unstall(&mut self, poll: &Poll, deputy: DeputyId) {
-        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else {
-            return;
-        };
-        while !carrier.is_congested()
-            && let Some((task, stream)) = carrier.stalled.pop_front()
-        {
-            if let Some(entry) = self.tasks.get_mut(&task) {
-                entry
-                    .streams
-                    .unstall(poll, stream, carrier, &mut self.buffers);
-            }
-        }
-    }
-
-    /// Sends what is queued, and looks whether the link still stands.
-    fn settle(&mut self, poll: &Poll, deputy: DeputyId) {
-        let Some(carrier) = self.links.get_mut(&deputy).and_then(Link::carrier) else {
-            return;
-        };
-        carrier.settle(poll);
-        if let Some(error) = carrier.failure() {
-            let reason = error.to_string();
-            self.link_broken(poll, deputy, reason);
-        }
-    }
-
     fn check_drained(&mut self, task: TaskId, events: &mut Vec<RelayEvent>) {
         let Some(entry) = self.tasks.get_mut(&task) else {
             return;
@@ -567,42 +385,11 @@ impl NodeRelay {
     }
 }
 
-impl Task {
-    /// The deputy takes no more of an output: the program gets its SIGPIPE, or hang-up.
-    fn broken(&mut self, poll: &Poll, stream: Stream) {
-        self.streams.broken(poll, stream);
-        if self.terminal_output == Some(stream) {
-            self.streams.break_sink(poll, Stream::Input, None);
-            self.terminal = None;
-        }
-    }
-
-    fn lose(&mut self, poll: &Poll, reason: &str, events: &mut Vec<RelayEvent>) {
-        self.streams.close(poll);
-        if !self.settled {
-            self.settled = true;
-            events.push(RelayEvent::Lost(self.streams.task, reason.to_owned()));
-        }
-    }
-}
-
 fn attach(entry: Option<&mut Task>, carrier: &mut super::carrier::Carrier) {
     if let Some(entry) = entry {
         carrier.say(&Relay::Attach {
             task: entry.streams.task,
         });
         entry.streams.link(carrier);
-    }
-}
-
-fn task_of(message: &Relay) -> Option<TaskId> {
-    match message {
-        Relay::Attach { task }
-        | Relay::Refused { task }
-        | Relay::End { task, .. }
-        | Relay::Passed { task, .. }
-        | Relay::Broken { task, .. }
-        | Relay::Resize { task, .. } => Some(*task),
-        Relay::Ask(_) | Relay::Answer(_) | Relay::Changed(_) | Relay::Given(_) => None,
     }
 }

@@ -4,7 +4,8 @@ use wiglaf_fuse::Notification;
 use wiglaf_wire::view::{Answer, Ask, FileId};
 
 use super::listing::Name;
-use super::{Effect, NOBODY, Session, Waiting, errno};
+use super::questions::{NOBODY, Waiting};
+use super::{Effect, Session, errno};
 
 impl Session {
     pub(super) fn file_changed(&mut self, node: u64, content: bool) {

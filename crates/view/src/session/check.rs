@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use wiglaf_wire::view::{Ask, FileId, Reply as Told};
 
 use super::listing::Name;
-use super::{Effect, NOBODY, Session, Waiting, errno};
+use super::questions::{NOBODY, Waiting};
+use super::{Effect, Session, errno};
 
 /// Differences that are told in words.
 const MAX_DIFFERENCES: usize = 100;

@@ -6,6 +6,7 @@ use wiglaf_wire::view::{Attributes, SetTime, Space};
 /// A directory that anyone may list and enter.
 const PLAIN_DIRECTORY_MODE: u32 = 0o040_755;
 const PLAIN_DIRECTORY_LINKS: u32 = 2;
+const LINK_MODE: u32 = 0o120_777;
 const BLOCK_BYTES: u32 = 4096;
 
 pub(super) fn attributes(told: &Attributes) -> Shown {
@@ -49,6 +50,16 @@ pub(super) fn own_directory(node: u64) -> Shown {
         gid: 0,
         rdev: 0,
         block_size: BLOCK_BYTES,
+    }
+}
+
+/// A link of the node's own, whose text has this many bytes.
+pub(super) fn own_link(node: u64, size: u64) -> Shown {
+    Shown {
+        size,
+        mode: LINK_MODE,
+        links: 1,
+        ..own_directory(node)
     }
 }
 

@@ -7,7 +7,8 @@ use wiglaf_wire::view::{Ask, Attributes, FileId, HandleId, Reply as Told, SetAtt
 
 use super::given::Pieces;
 use super::listing::Directory;
-use super::{Effect, OWN_FIRST, Session, UNWATCHED_MS, Waiting, convert, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{Effect, OWN_FIRST, Session, UNWATCHED_MS, convert};
 
 const FORMAT: u32 = 0o170_000;
 const DIRECTORY: u32 = 0o040_000;

@@ -12,7 +12,8 @@ use wiglaf_wire::view::{
 };
 
 use super::listing::Name;
-use super::{OWN_FIRST, Session, Waiting};
+use super::questions::Waiting;
+use super::{OWN_FIRST, Session};
 
 /// Pieces that nobody has used are thrown away by a launch after this time, in milliseconds.
 const PIECES_KEPT_MS: u64 = 5000;

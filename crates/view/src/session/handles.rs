@@ -3,7 +3,8 @@
 use wiglaf_fuse::{Opened, Reply};
 use wiglaf_wire::view::{Ask, FileId, MAX_SMALL_FILE_BYTES, Reply as Told};
 
-use super::{Effect, HandleId, MAX_UNACKNOWLEDGED_BYTES, Session, Waiting, errno, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{Effect, HandleId, MAX_UNACKNOWLEDGED_BYTES, Session, errno};
 
 const O_ACCMODE: u32 = 0o3;
 const O_TRUNC: u32 = 0o1000;

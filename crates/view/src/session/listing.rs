@@ -6,7 +6,8 @@ use wiglaf_fuse::{DirectoryBuffer, Reply};
 use wiglaf_wire::view::{Ask, Entry, FileId, MAX_ENTRIES, Reply as Told, Use};
 
 use super::names::Found;
-use super::{OWN_FIRST, PARKED, Session, Waiting, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{OWN_FIRST, PARKED, Session};
 
 /// Looked-up names of a directory after which its first entries are fetched together.
 const MISSES_BEFORE_LISTING: u32 = 2;
@@ -17,6 +18,7 @@ const MISSES_BEFORE_REST: u32 = 16;
 /// Subdirectories that are listed ahead of somebody who walks a tree.
 const MAX_WALKED_AHEAD: usize = 64;
 const DT_DIRECTORY: u8 = 4;
+const DT_LINK: u8 = 10;
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const MOST: u32 = MAX_ENTRIES as u32;
 
@@ -317,8 +319,12 @@ impl Session {
 
     /// Takes in the files that a listing told of; entries lose their attributes.
     pub(super) fn learn_entries(&mut self, node: u64, entries: &mut [Entry]) {
+        let has_own = node == FileId::ROOT.0 || self.has_links_in(node);
         for entry in entries {
-            let own = node == FileId::ROOT.0 && self.own.iter().any(|(own, _)| *own == entry.name);
+            let own = has_own && self.is_own(node, &entry.name);
+            if has_own && self.own_link(node, &entry.name).is_some() {
+                entry.kind = DT_LINK;
+            }
             let known = entry
                 .attributes
                 .take()

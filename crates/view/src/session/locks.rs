@@ -1,9 +1,10 @@
 //! Advisory locks: all are the head's, so that they hold across nodes (V5).
 
 use wiglaf_fuse::{LockReply, LockRequest, Reply};
-use wiglaf_wire::view::{Ask, FileId, Lock, LockKind, Reply as Told};
+use wiglaf_wire::view::{Ask, FileId, Lock, LockKind, LockStyle, Reply as Told};
 
-use super::{Effect, LockStyle, PARKED, Session, Waiting, errno, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{Effect, PARKED, Session, errno};
 
 const F_RDLCK: u32 = 0;
 const F_WRLCK: u32 = 1;

@@ -4,7 +4,8 @@ use wiglaf_fuse::{Entry, Notification, Reply, Valid};
 use wiglaf_wire::view::{Ask, Attributes, FileId, NewFile, Reply as Told, Use};
 
 use super::listing::{Asked, Name};
-use super::{Effect, HandleId, OWN_FIRST, Session, Waiting, convert, errno, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{Effect, HandleId, OWN_FIRST, Session, convert, errno};
 
 const RENAME_EXCHANGE: u32 = 2;
 /// Longest name on any of Linux's file systems.
@@ -34,6 +35,9 @@ impl Session {
                 attributes_valid: Valid::Always,
             };
             return self.reply(unique, Reply::Entry(entry));
+        }
+        if self.reply_own_link(unique, parent, name) {
+            return;
         }
         if self.files.get(&parent).is_some_and(|file| file.watched) {
             let name = name.to_vec();
@@ -131,7 +135,8 @@ impl Session {
             file.name = Some((parent, name.to_vec()));
         }
         self.set_name(parent, name, Some(Name::File(node)));
-        for pin in &mut self.pins {
+        let links = self.links.iter_mut().map(|link| &mut link.pin);
+        for pin in self.pins.iter_mut().chain(links) {
             pin.learn(parent, name, node);
         }
         node
@@ -451,7 +456,9 @@ impl Session {
     }
 
     pub(super) fn is_own(&self, parent: u64, name: &[u8]) -> bool {
-        parent == FileId::ROOT.0 && self.own.iter().any(|(own, _)| own == name)
+        let is_directory =
+            || parent == FileId::ROOT.0 && self.own.iter().any(|(own, _)| own == name);
+        is_directory() || self.own_link(parent, name).is_some()
     }
 
     /// Its times and links are not what they were, nor is its order.

@@ -18,7 +18,7 @@ pub(super) struct Pin {
 }
 
 impl Pin {
-    fn new(path: &Path) -> Pin {
+    pub(super) fn new(path: &Path) -> Pin {
         let names = path.components().filter_map(|part| match part {
             Component::Normal(name) => Some(name.as_bytes().to_vec()),
             _ => None,
@@ -32,6 +32,23 @@ impl Pin {
     fn place(&self, parent: u64, name: &[u8]) -> Option<usize> {
         let mut steps = self.directories.iter().zip(&self.names);
         steps.position(|(directory, one)| *directory == parent && one == name)
+    }
+
+    /// Whether it is one of the same path.
+    pub(super) fn is_of(&self, other: &Pin) -> bool {
+        self.names == other.names
+    }
+
+    /// Its last name and the directory that this is in, if that is known.
+    pub(super) fn last(&self) -> Option<(u64, &[u8])> {
+        let name = self.names.last()?;
+        let directory = self.directories.get(self.names.len() - 1)?;
+        Some((*directory, name))
+    }
+
+    /// Nothing but its names is known.
+    fn unlearn(&mut self) {
+        self.directories.truncate(1);
     }
 
     /// A name was found to mean this file.
@@ -52,6 +69,12 @@ impl Session {
     /// to the next one.
     pub fn pin(&mut self, path: &Path) {
         let mut pin = Pin::new(path);
+        self.follow(&mut pin);
+        self.pins.push(pin);
+    }
+
+    /// Tells it which directories are known already.
+    pub(super) fn follow(&self, pin: &mut Pin) {
         let mut parent = FileId::ROOT.0;
         for name in pin.names.clone() {
             let Found::File(node) = self.find(parent, &name) else {
@@ -60,7 +83,6 @@ impl Session {
             pin.learn(parent, &name, node);
             parent = node;
         }
-        self.pins.push(pin);
     }
 
     /// Whether a mount would go if the kernel was told that this name has changed.
@@ -75,9 +97,8 @@ impl Session {
 
     /// The numbers of directories mean others from now on.
     pub(super) fn unlearn_pins(&mut self) {
-        for pin in &mut self.pins {
-            pin.directories.truncate(1);
-        }
+        let links = self.links.iter_mut().map(|link| &mut link.pin);
+        self.pins.iter_mut().chain(links).for_each(Pin::unlearn);
     }
 }
 

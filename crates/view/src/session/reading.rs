@@ -3,7 +3,8 @@
 use wiglaf_fuse::Reply;
 use wiglaf_wire::view::{Ask, FileId, MAX_SMALL_FILE_BYTES, PIECE_BYTES, Reply as Told, Use};
 
-use super::{Session, Waiting, errno, unexpected};
+use super::questions::{Waiting, unexpected};
+use super::{Session, errno};
 
 /// Pieces of a file of which the deputy hears, from its beginning.
 const MAX_NOTED_PIECES: u32 = 1024;

@@ -4,7 +4,8 @@ use wiglaf_fuse::{Operation, Reply, Request};
 use wiglaf_wire::view::{Ask, FileId, NewFile};
 
 use super::listing::Reader;
-use super::{OWN_FIRST, Session, Waiting, convert, errno};
+use super::questions::Waiting;
+use super::{OWN_FIRST, Session, convert, errno};
 
 impl Session {
     /// The kernel asks. `now` is in milliseconds of any clock that does not go back.
@@ -18,6 +19,9 @@ impl Session {
             Operation::Forget { .. } | Operation::BatchForget(_)
         ) {
             self.statistics.requests += 1;
+        }
+        if node >= super::links::FIRST {
+            return self.request_of_link(unique, node, &request.operation);
         }
         if node >= OWN_FIRST {
             return self.request_of_own(unique, node, &request.operation);

@@ -6,14 +6,15 @@
 //! A node here is a [`Session`] and a model of its kernel: it caches names, attributes and
 //! content as long as it is told to, and drops what notices name.
 
+mod head;
 mod kernel;
+mod steps;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use proptest::prelude::*;
@@ -23,165 +24,18 @@ use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_view::export::{Export, LinkId, Told};
 use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::FileSystem;
-use wiglaf_wire::view::{Change, PIECE_BYTES};
+use wiglaf_wire::view::Change;
 
-use kernel::{Kernel, Seen};
+use head::{Somebody, truth};
+use kernel::Kernel;
+use steps::{DIRECTORIES, Deed, NAMES, Step, much, step};
 
 const NODES: usize = 3;
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-const DIRECTORIES: [&str; 3] = ["", "p", "q"];
 
 /// Orders of gifts and questions that are tried of one story.
 const CHANCES: u64 = 24;
 /// Steps between two looks at everything.
 const COMPARED_EVERY: usize = 7;
-/// Something that somebody does.
-#[derive(Clone, Debug)]
-enum Step {
-    Write(String, u8),
-    Append(String, u8),
-    Truncate(String, u8),
-    Remove(String),
-    MakeDirectory(String),
-    RemoveDirectory(String),
-    Rename(String, String),
-    Link(String, String),
-    Mode(String, u32),
-    /// Only looks: what it sees is kept by its kernel.
-    Look(String),
-    List(String),
-    /// Executes a file, which then reads another one.
-    Run(&'static str, String),
-    /// A task is about to be launched.
-    Launch(&'static str),
-    /// A file of some pieces.
-    WriteMuch(String, u8),
-    /// Nothing is sure any more, as after a mount on the head.
-    Doubt,
-    /// A node's link is lost, and there is another one: it is given everything anew.
-    Relink,
-}
-
-/// Bytes of a file that is not small, not all of whole pieces.
-fn much(n: u8) -> usize {
-    (PIECE_BYTES as usize) * (1 + usize::from(n % 3)) + usize::from(n / 8 * 8) * 100
-}
-
-/// Who does it: 0 is the head, others are nodes.
-type Deed = (usize, Step);
-
-fn path() -> impl Strategy<Value = String> {
-    let parts = (0..DIRECTORIES.len(), 0..NAMES.len());
-    parts.prop_map(|(directory, name)| match DIRECTORIES[directory] {
-        "" => NAMES[name].to_owned(),
-        directory => format!("{directory}/{}", NAMES[name]),
-    })
-}
-
-/// Few enough for one to be executed again and again.
-fn program() -> impl Strategy<Value = &'static str> {
-    prop_oneof![Just("a"), Just("p/a")]
-}
-
-/// Of files with which programs have to do more than with others.
-fn busy_path() -> impl Strategy<Value = String> {
-    prop_oneof![Just("a"), Just("b"), Just("p/a"), Just("c")].prop_map(str::to_owned)
-}
-
-fn directory() -> impl Strategy<Value = String> {
-    (0..DIRECTORIES.len()).prop_map(|at| DIRECTORIES[at].to_owned())
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        1 => (path(), any::<u8>()).prop_map(|(p, n)| Step::Write(p, n)),
-        1 => (path(), any::<u8>()).prop_map(|(p, n)| Step::Append(p, n)),
-        1 => (path(), any::<u8>()).prop_map(|(p, n)| Step::Truncate(p, n)),
-        1 => path().prop_map(Step::Remove),
-        1 => directory().prop_map(Step::MakeDirectory),
-        1 => directory().prop_map(Step::RemoveDirectory),
-        1 => (path(), path()).prop_map(|(a, b)| Step::Rename(a, b)),
-        1 => (path(), path()).prop_map(|(a, b)| Step::Link(a, b)),
-        1 => (path(), 0..0o1000_u32).prop_map(|(p, m)| Step::Mode(p, m)),
-        1 => path().prop_map(Step::Look),
-        1 => directory().prop_map(Step::List),
-        3 => (program(), busy_path()).prop_map(|(a, b)| Step::Run(a, b)),
-        3 => program().prop_map(Step::Launch),
-        3 => (busy_path(), any::<u8>()).prop_map(|(p, n)| Step::WriteMuch(p, n)),
-        2 => (busy_path(), any::<u8>()).prop_map(|(p, n)| Step::Truncate(p, n)),
-        2 => (busy_path(), any::<u8>()).prop_map(|(p, n)| Step::Append(p, n)),
-        2 => Just(Step::Relink),
-        1 => Just(Step::Doubt),
-    ]
-}
-
-/// A shell that changes files as another process than the test's, whose own changes the watch
-/// takes for the deputy's.
-struct Somebody {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Somebody {
-    fn new(at: &Path) -> Somebody {
-        let mut child = Command::new("sh")
-            .current_dir(at)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
-        let orders = child.stdin.take().expect("piped");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Somebody {
-            child,
-            orders,
-            answers,
-        }
-    }
-
-    fn run(&mut self, command: &str) {
-        writeln!(self.orders, "( {command} ) </dev/null >/dev/null\necho $?").expect("sh reads");
-        self.orders.flush().expect("sh reads");
-        let mut line = String::new();
-        self.answers.read_line(&mut line).expect("sh answers");
-        let truncated = command.contains("truncate");
-        assert!(!truncated || line == "0\n", "{command}: {line}");
-    }
-
-    fn act(&mut self, step: &Step) {
-        let text = |n: &u8| format!("{n}").repeat(usize::from(*n % 7) + 1);
-        let command = match step {
-            Step::Write(p, n) => format!("printf {} > {p}", text(n)),
-            Step::Append(p, n) => format!("printf {} >> {p}", text(n)),
-            Step::Truncate(p, n) => format!("[ ! -f {p} ] || truncate -s {} {p}", n % 9),
-            Step::Remove(p) => format!("rm -f {p}"),
-            Step::MakeDirectory(p) if p.is_empty() => ":".into(),
-            Step::MakeDirectory(p) => format!("mkdir {p}"),
-            Step::RemoveDirectory(p) if p.is_empty() => ":".into(),
-            Step::RemoveDirectory(p) => format!("rmdir {p}"),
-            Step::Rename(a, b) => format!("mv -fT {a} {b}"),
-            Step::Link(a, b) => format!("ln -T {a} {b}"),
-            Step::Mode(p, m) => format!("chmod {m:o} {p}"),
-            Step::Look(p) | Step::Run(_, p) => format!("cat {p}"),
-            Step::Launch(_) => return,
-            Step::WriteMuch(p, n) => {
-                format!("[ -d {p} ] || yes {n} | head -c {} > {p}", much(*n))
-            }
-            Step::List(p) => format!("ls -l ./{p}"),
-            Step::Doubt | Step::Relink => return,
-        };
-        self.run(&command);
-    }
-}
-
-impl Drop for Somebody {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 struct World {
     at: PathBuf,
@@ -427,19 +281,6 @@ fn fsid_of(directory: &Path) -> [u8; 8] {
     let text = String::from_utf8(output.stdout).expect("text");
     let both = u64::from_str_radix(text.trim(), 16).expect("a number");
     both.rotate_left(32).to_ne_bytes()
-}
-
-fn truth(path: &Path) -> Option<Seen> {
-    let stat = fs::symlink_metadata(path).ok()?;
-    Some(Seen {
-        ino: stat.ino(),
-        mode: stat.mode(),
-        links: u32::try_from(stat.nlink()).expect("few"),
-        size: stat.is_file().then_some(stat.size()),
-        modified: (stat.mtime(), stat.mtime_nsec()),
-        changed: (stat.ctime(), stat.ctime_nsec()),
-        content: stat.is_file().then(|| fs::read(path).expect("readable")),
-    })
 }
 
 fn explore(deeds: &[Deed], chance: u64, compared_every: usize) -> Result<usize, TestCaseError> {

@@ -2,16 +2,18 @@
 //! afterwards what is not so (V1, V3), whether or not the keeper has looked by then, and nobody
 //! who believed something else loses it.
 
+mod deeds;
+#[path = "../coherence/head.rs"]
+mod head;
 #[expect(dead_code, reason = "the other test that it is for does more")]
-#[path = "../coherence/kernel.rs"]
+#[path = "../coherence/kernel/mod.rs"]
 mod kernel;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags};
@@ -26,154 +28,14 @@ use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::{FileSystem, Look, MAX_PACKET_BYTES, Marked};
 use wiglaf_wire::view::Change;
 
-use kernel::{Kernel, Seen};
+use deeds::{Deed, NAMES, NODES, PLACES, Step, command, deed, fill, step};
+use head::{Somebody, truth};
+use kernel::Kernel;
 
-const NODES: usize = 2;
-/// What is mounted, mounted on, renamed.
-const PLACES: [&str; 6] = ["a", "b", "c", "a/s", "b/s", "e"];
-const NAMES: [&str; 3] = ["f", "s", "s/f"];
 const COMPARED_EVERY: usize = 4;
 /// What is held by descriptor can't be unmounted.
 const FEW_HELD: usize = 3;
 const MANY_HELD: usize = 1000;
-
-/// Something that is done on the head.
-#[derive(Clone, Debug)]
-enum Deed {
-    Bind(usize, usize),
-    /// A file system in memory, with files of this content.
-    Memory(usize, u8),
-    Unmount(usize),
-    Detach(usize),
-    /// Another file system in the place of one, perhaps with its numbers.
-    Replace(usize, u8),
-    /// The same with what a bind mount shows.
-    BindAgain(usize, usize),
-    Move(usize, usize),
-    Rename(usize, usize),
-    /// Another directory where one was.
-    Renew(usize, u8),
-    Write(usize, u8),
-    /// The keeper looks at the mount table, if it was asked to.
-    Keeper,
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Head(Deed),
-    /// A node looks at a path, so that its kernel keeps what it sees.
-    Look(usize, usize, usize),
-    List(usize, usize),
-    Write(usize, usize, u8),
-}
-
-fn deed() -> impl Strategy<Value = Deed> {
-    let place = || 0..PLACES.len();
-    prop_oneof![
-        (place(), place()).prop_map(|(a, b)| Deed::Bind(a, b)),
-        (place(), any::<u8>()).prop_map(|(a, n)| Deed::Memory(a, n)),
-        place().prop_map(Deed::Unmount),
-        place().prop_map(Deed::Detach),
-        (place(), any::<u8>()).prop_map(|(a, n)| Deed::Replace(a, n)),
-        (place(), place()).prop_map(|(a, b)| Deed::BindAgain(a, b)),
-        (place(), place()).prop_map(|(a, b)| Deed::Move(a, b)),
-        (place(), place()).prop_map(|(a, b)| Deed::Rename(a, b)),
-        (place(), any::<u8>()).prop_map(|(a, n)| Deed::Renew(a, n)),
-        (place(), any::<u8>()).prop_map(|(a, n)| Deed::Write(a, n)),
-        Just(Deed::Keeper),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let (node, place) = (|| 0..NODES, || 0..PLACES.len());
-    prop_oneof![
-        3 => deed().prop_map(Step::Head),
-        2 => (node(), place(), 0..=NAMES.len()).prop_map(|(k, a, n)| Step::Look(k, a, n)),
-        1 => (node(), place()).prop_map(|(k, a)| Step::List(k, a)),
-        1 => (node(), place(), any::<u8>()).prop_map(|(k, a, n)| Step::Write(k, a, n)),
-    ]
-}
-
-fn fill(place: &str, n: u8) -> String {
-    format!("mkdir -p {place}/s; echo {n} > {place}/f; echo s{n} > {place}/s/f")
-}
-
-fn memory(place: &str, n: u8) -> String {
-    format!("mount -t tmpfs t {place} && {{ {}; }}", fill(place, n))
-}
-
-fn command(deed: &Deed) -> Option<String> {
-    let at = |place: &usize| PLACES[*place];
-    Some(match deed {
-        Deed::Bind(a, b) => format!("mount --bind {} {}", at(a), at(b)),
-        Deed::Memory(a, n) => memory(at(a), *n),
-        Deed::Unmount(a) => format!("umount {}", at(a)),
-        Deed::Detach(a) => format!("umount -l {}", at(a)),
-        Deed::Replace(a, n) => format!("umount {} && {}", at(a), memory(at(a), *n)),
-        Deed::BindAgain(a, b) => {
-            let (a, b) = (at(a), at(b));
-            format!(
-                "umount {b}; mv {a} {a}.old && mkdir {a} && {{ {}; }}; mount --bind {a} {b}; rm -rf {a}.old",
-                fill(a, 7)
-            )
-        }
-        Deed::Move(a, b) => format!("mount --move {} {}", at(a), at(b)),
-        Deed::Rename(a, b) => format!("mv -T {} {}", at(a), at(b)),
-        Deed::Renew(a, n) => {
-            format!(
-                "mv {0} {0}.old && {{ {1}; }}; rm -rf {0}.old",
-                at(a),
-                fill(at(a), *n)
-            )
-        }
-        Deed::Write(a, n) => format!("echo {n} > {}/f", at(a)),
-        Deed::Keeper => return None,
-    })
-}
-
-/// A shell in the test's mount namespace.
-struct Somebody {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Somebody {
-    fn new(at: &Path) -> Somebody {
-        let mut child = Command::new("sh")
-            .current_dir(at)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("sh");
-        let orders = child.stdin.take().expect("piped");
-        let answers = BufReader::new(child.stdout.take().expect("piped"));
-        Somebody {
-            child,
-            orders,
-            answers,
-        }
-    }
-
-    fn begin(&mut self, command: &str) {
-        writeln!(self.orders, "( {command} ) </dev/null >/dev/null\necho $?").expect("sh reads");
-        self.orders.flush().expect("sh reads");
-    }
-
-    fn end(&mut self) {
-        self.answers
-            .read_line(&mut String::new())
-            .expect("sh answers");
-    }
-}
-
-impl Drop for Somebody {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 struct World {
     at: PathBuf,
@@ -205,8 +67,7 @@ impl World {
         .expect("a watch");
         let mut head = Somebody::new(at);
         for place in ["a", "b", "c"] {
-            head.begin(&fill(place, place.as_bytes()[0]));
-            head.end();
+            head.run(&fill(place, place.as_bytes()[0]));
         }
         let mut export = Export::new(Vec::new(), Some(watch)).expect("an export");
         export.hold_at_most(held);
@@ -274,8 +135,7 @@ impl World {
         match step {
             Step::Head(deed) => match command(deed) {
                 Some(command) => {
-                    self.head.begin(&command);
-                    self.head.end();
+                    self.head.run(&command);
                 }
                 None => self.look_as_keeper(),
             },
@@ -379,19 +239,6 @@ fn mark(group: &Group, at: &Path) -> Option<FileSystem> {
         device,
         superblock: device,
         fsid: file_system_of(file.as_fd()).ok()?,
-    })
-}
-
-fn truth(path: &Path) -> Option<Seen> {
-    let stat = fs::symlink_metadata(path).ok()?;
-    Some(Seen {
-        ino: stat.ino(),
-        mode: stat.mode(),
-        links: u32::try_from(stat.nlink()).expect("few"),
-        size: stat.is_file().then_some(stat.size()),
-        modified: (stat.mtime(), stat.mtime_nsec()),
-        changed: (stat.ctime(), stat.ctime_nsec()),
-        content: stat.is_file().then(|| fs::read(path).expect("readable")),
     })
 }
 
@@ -580,8 +427,7 @@ fn a_directory_that_can_not_be_found_is_doubtful() {
         world.compare(node).expect("no difference");
     }
     for command in ["mv -T a e", "mount -t tmpfs t e/s"] {
-        world.head.begin(command);
-        world.head.end();
+        world.head.run(command);
     }
     let doubtful = world.doubtful;
     world.barrier(0);
@@ -607,8 +453,7 @@ fn what_is_mounted_elsewhere_takes_nothing_back() {
         "umount d/y",
     ];
     for command in far {
-        world.head.begin(command);
-        world.head.end();
+        world.head.run(command);
         world.look_as_keeper();
         for node in 0..NODES {
             world.barrier(node);

@@ -18,13 +18,12 @@ mod wire;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::Parser;
 
-use super::ground::packages;
 use super::ground::report::Report;
 use super::ground::stage::Stage;
-use crate::run;
+use super::ground::{invocation, packages};
 use dhcp::Contender;
 use server::{Head, Server};
 
@@ -108,20 +107,19 @@ const QUICK: Effort = Effort {
 
 pub(super) fn run(args: &[String]) -> Result<()> {
     let args = Args::try_parse_from(args).unwrap_or_else(|error| error.exit());
-    if !rustix::process::geteuid().is_root() {
-        bail!("run it as root: it needs network namespaces, cgroups, and DHCP's ports");
-    }
+    invocation::need_root("network namespaces, cgroups, and DHCP's ports")?;
     let metadata = cargo_metadata::MetadataCommand::new().no_deps().exec()?;
-    let target = metadata.workspace_root.join("target").into_std_path_buf();
-    let binary = match &args.binary {
-        Some(path) => path.canonicalize().context("--binary")?,
-        None => crate::binary::build()?,
-    };
+    let root = metadata.workspace_root.into_std_path_buf();
+    let target = root.join("target");
+    let binary = invocation::binary(args.binary.as_deref())?;
     packages::install_missing(PACKAGES)?;
     let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
     {
         let stage = Stage::set()?;
-        report.machine(&versions()?, stage.groups.describe());
+        report.machine(
+            &packages::versions(NAMES_OF_PEERS)?,
+            stage.groups.describe(),
+        );
         if args.only != [Part::Guest] {
             measure(&stage, &args, &binary, &target, &mut report)?;
         }
@@ -133,9 +131,7 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let text = report.markdown();
     println!("\n{text}");
     if args.is_whole() {
-        let path = metadata.workspace_root.join(TABLE);
-        std::fs::write(&path, text).with_context(|| format!("can't write {path}"))?;
-        println!("written to {TABLE}");
+        invocation::write_table(&root, TABLE, &text)?;
     }
     Ok(())
 }
@@ -150,18 +146,13 @@ impl Args {
     }
 
     fn command_line(&self) -> String {
-        let mut text = "cargo xtask bench boot".to_owned();
-        for (flag, is_given) in [
-            (" --quick", self.quick),
-            (" --only …", !self.only.is_empty()),
-            (" --clients …", self.clients.is_some()),
-            (" --binary …", self.binary.is_some()),
-        ] {
-            if is_given {
-                text.push_str(flag);
-            }
-        }
-        text
+        let flags = [
+            ("--quick", self.quick),
+            ("--only …", !self.only.is_empty()),
+            ("--clients …", self.clients.is_some()),
+            ("--binary …", self.binary.is_some()),
+        ];
+        invocation::command_line("boot", &flags)
     }
 }
 
@@ -238,13 +229,6 @@ fn list(stage: &Stage, name: &str, macs: &[String]) -> Result<PathBuf> {
     let path = stage.dir.join(format!("{name}.macs"));
     std::fs::write(&path, macs.join("\n") + "\n")?;
     Ok(path)
-}
-
-fn versions() -> Result<String> {
-    let mut command = std::process::Command::new("dpkg-query");
-    command.args(["-W", "-f", "${Package} ${Version}\n"]);
-    let text = run::output(command.args(NAMES_OF_PEERS))?;
-    Ok(text.lines().collect::<Vec<_>>().join(", "))
 }
 
 fn note_ways(args: &Args, report: &mut Report) {

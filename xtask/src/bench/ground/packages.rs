@@ -1,4 +1,4 @@
-//! The packages of what a benchmark compares with.
+//! The packages of what a benchmark compares with: installed, and named with their versions.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -39,6 +39,15 @@ pub(in crate::bench) fn install_missing(wanted: &[(&str, &'static str)]) -> Resu
     let result = apt(&args);
     drop(policy);
     result
+}
+
+/// What these packages are, for a table.
+pub(in crate::bench) fn versions(packages: &[&str]) -> Result<String> {
+    let mut query = Command::new("dpkg-query");
+    query
+        .args(["-W", "-f", "${Package} ${Version}\n"])
+        .args(packages);
+    Ok(run::output(&mut query)?.trim().replace('\n', ", "))
 }
 
 /// The machine's own sshd must not start because we wanted its program.

@@ -13,12 +13,12 @@ mod width;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Parser;
 
-use crate::bench::ground::packages;
 use crate::bench::ground::report::Report;
 use crate::bench::ground::stage::Stage;
+use crate::bench::ground::{invocation, packages};
 use cluster::Cluster;
 use peers::Peers;
 
@@ -89,15 +89,12 @@ const QUICK: Effort = Effort {
 
 pub(super) fn run(args: &[String]) -> Result<()> {
     let args = Args::try_parse_from(args).unwrap_or_else(|error| error.exit());
-    if !rustix::process::geteuid().is_root() {
-        bail!("run it as root: it needs cgroups, an sshd and an account of its own");
-    }
+    invocation::need_root("cgroups, an sshd and an account of its own")?;
     let is_whole = !args.quick && !args.peers && args.only.is_empty() && args.binary.is_none();
     let effort = if args.quick { QUICK } else { FULL };
-    let binary = match (&args.binary, args.peers) {
-        (_, true) => None,
-        (Some(path), false) => Some(path.canonicalize().context("--binary")?),
-        (None, false) => Some(crate::binary::build()?),
+    let binary = match &args.binary {
+        _ if args.peers => None,
+        named => Some(invocation::binary(named.as_deref())?),
     };
     packages::install_missing(peers::PACKAGES)?;
     let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
@@ -115,28 +112,20 @@ pub(super) fn run(args: &[String]) -> Result<()> {
             .no_deps()
             .exec()?
             .workspace_root;
-        let path = root.join(TABLE);
-        std::fs::create_dir_all(path.parent().context("the table's folder")?)?;
-        std::fs::write(&path, text).with_context(|| format!("can't write {path}"))?;
-        println!("written to {TABLE}");
+        invocation::write_table(root.as_std_path(), TABLE, &text)?;
     }
     Ok(())
 }
 
 impl Args {
     fn command_line(&self) -> String {
-        let mut text = "cargo xtask bench launch".to_owned();
-        for (flag, is_given) in [
-            (" --quick", self.quick),
-            (" --peers", self.peers),
-            (" --only …", !self.only.is_empty()),
-            (" --binary …", self.binary.is_some()),
-        ] {
-            if is_given {
-                text.push_str(flag);
-            }
-        }
-        text
+        let flags = [
+            ("--quick", self.quick),
+            ("--peers", self.peers),
+            ("--only …", !self.only.is_empty()),
+            ("--binary …", self.binary.is_some()),
+        ];
+        invocation::command_line("launch", &flags)
     }
 
     fn has(&self, part: Part) -> bool {

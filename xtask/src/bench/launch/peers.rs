@@ -5,8 +5,8 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::sshd::Sshd;
+use crate::bench::ground::packages;
 use crate::bench::ground::stage::Stage;
-use crate::run;
 
 pub(super) const HYDRA: &str = "/usr/bin/mpiexec.hydra";
 pub(super) const PACKAGES: &[(&str, &str)] = &[
@@ -43,10 +43,6 @@ impl<'a> Peers<'a> {
             "findutils",
             "coreutils",
         ];
-        let mut query = Command::new("dpkg-query");
-        query
-            .args(["-W", "-f", "${Package} ${Version}\n"])
-            .args(packages);
-        Ok(run::output(&mut query)?.trim().replace('\n', ", "))
+        packages::versions(&packages)
     }
 }

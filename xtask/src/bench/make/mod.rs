@@ -14,17 +14,15 @@ mod quota;
 mod table;
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 
-use super::ground::packages;
 use super::ground::report::Report;
 use super::ground::stage::Stage;
+use super::ground::{invocation, packages};
 use crate::inputs::place::Place;
 use crate::inputs::{Store, by_name};
-use crate::run;
 use cluster::Cluster;
 use farm::Farm;
 use measure::Ground;
@@ -41,6 +39,7 @@ const ABOUT_PEERS: &str = "distcc: lzo, no fallback to the head (DISTCC_FALLBACK
      its nodes take nothing while they find their processors busy, with each other's work as well, \
      and then it compiles on the head. A build of which it has distributed less than 70 % is a \
      failure here. Both call the compiler for the kernel's host programs as well.";
+const NAMES_OF_PEERS: &[&str] = &["make", "gcc", "distcc", "icecc"];
 const REDIS: &str = "redis-deps";
 const LINUX: &str = "linux";
 /// Of even pieces, as one long piece would bound the time on many nodes.
@@ -101,14 +100,11 @@ const QUICK: Effort = Effort {
 
 pub(super) fn run(args: &[String]) -> Result<()> {
     let args = Args::try_parse_from(args).unwrap_or_else(|error| error.exit());
-    if !rustix::process::geteuid().is_root() {
-        bail!("run it as root: it needs network namespaces, cgroups and daemons of its own");
-    }
+    invocation::need_root("network namespaces, cgroups and daemons of its own")?;
     let effort = if args.quick { QUICK } else { FULL };
     let binary = match &args.binary {
         _ if args.peers => None,
-        Some(path) => Some(path.canonicalize().context("--binary")?),
-        None => Some(crate::binary::build()?),
+        named => Some(invocation::binary(named.as_deref())?),
     };
     packages::install_missing(farm::PACKAGES)?;
     let store = Store::open()?;
@@ -119,18 +115,19 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     {
         let mut report = Report::new(part.title(), &args.command_line(*part), part.about());
         let outcome = Stage::set().and_then(|stage| {
-            report.machine(&versions()?, stage.groups.describe());
+            report.machine(
+                &packages::versions(NAMES_OF_PEERS)?,
+                stage.groups.describe(),
+            );
             measure(*part, &stage, &effort, binary.clone(), &store, &mut report)
         });
         let text = report.markdown();
         println!("\n{text}");
         match outcome {
             Ok(()) if args.is_written() => {
-                let path = store.workspace().join(TABLE);
-                let before = std::fs::read_to_string(&path).unwrap_or_default();
-                std::fs::write(&path, filed(&before, *part, &text))
-                    .with_context(|| format!("can't write {}", path.display()))?;
-                println!("written to {TABLE}");
+                let root = store.workspace();
+                let before = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
+                invocation::write_table(root, TABLE, &filed(&before, *part, &text))?;
             }
             Ok(()) => {}
             Err(error) => {
@@ -224,17 +221,12 @@ impl Args {
     }
 
     fn command_line(&self, part: Part) -> String {
-        let mut text = format!("cargo xtask bench make --only {}", part.name());
-        for (flag, is_given) in [
-            (" --quick", self.quick),
-            (" --peers", self.peers),
-            (" --binary …", self.binary.is_some()),
-        ] {
-            if is_given {
-                text.push_str(flag);
-            }
-        }
-        text
+        let flags = [
+            ("--quick", self.quick),
+            ("--peers", self.peers),
+            ("--binary …", self.binary.is_some()),
+        ];
+        invocation::command_line(&format!("make --only {}", part.name()), &flags)
     }
 }
 
@@ -291,13 +283,6 @@ fn measure(
         }
     }
     Ok(())
-}
-
-fn versions() -> Result<String> {
-    let mut query = Command::new("dpkg-query");
-    query.args(["-W", "-f", "${Package} ${Version}\n"]);
-    query.args(["make", "gcc", "distcc", "icecc"]);
-    Ok(run::output(&mut query)?.trim().replace('\n', ", "))
 }
 
 #[cfg(test)]

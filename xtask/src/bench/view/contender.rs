@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::cable::{Cable, wait_until_ready};
 use super::ssh::Ssh;
 use crate::bench::ground::groups::Group;
+use crate::bench::ground::packages;
 use crate::bench::ground::stage::Stage;
 use crate::run;
 
@@ -243,11 +244,9 @@ impl Contender for Outrun<'_> {
 
 /// What the tables call them.
 pub(super) fn versions() -> Result<String> {
-    let mut query = Command::new("dpkg-query");
-    query.args(["-W", "-f", "${Package} ${Version}, "]);
-    query.args(["sshfs", "openssh-server", "gcc", "git", "python3-minimal"]);
+    let packages = ["sshfs", "openssh-server", "gcc", "git", "python3-minimal"];
     Ok(format!(
-        "{}outrun {OUTRUN_VERSION}",
-        run::output(&mut query)?
+        "{}, outrun {OUTRUN_VERSION}",
+        packages::versions(&packages)?
     ))
 }

@@ -19,12 +19,12 @@ mod work;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Parser;
 
-use super::ground::packages;
 use super::ground::report::Report;
 use super::ground::stage::Stage;
+use super::ground::{invocation, packages};
 use cable::{Cable, Wire};
 use cluster::Cluster;
 use contender::{Contender, Native, Outrun, Sshfs};
@@ -101,15 +101,12 @@ const QUICK: Effort = Effort {
 
 pub(super) fn run(args: &[String]) -> Result<()> {
     let args = Args::try_parse_from(args).unwrap_or_else(|error| error.exit());
-    if !rustix::process::geteuid().is_root() {
-        bail!("run it as root: it needs a network namespace, mounts, cgroups and sshds of its own");
-    }
+    invocation::need_root("a network namespace, mounts, cgroups and sshds of its own")?;
     let metadata = cargo_metadata::MetadataCommand::new().no_deps().exec()?;
     let store = metadata.target_directory.join("bench").into_std_path_buf();
     let binary = match &args.binary {
         _ if !args.has(Who::Wiglaf) => None,
-        Some(path) => Some(path.canonicalize().context("--binary")?),
-        None => Some(crate::binary::build()?),
+        named => Some(invocation::binary(named.as_deref())?),
     };
     packages::install_missing(PACKAGES)?;
     let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
@@ -120,9 +117,7 @@ pub(super) fn run(args: &[String]) -> Result<()> {
     let text = report.markdown();
     println!("\n{text}");
     if args.is_whole() {
-        let path = metadata.workspace_root.join(TABLE);
-        std::fs::write(&path, text).with_context(|| format!("can't write {path}"))?;
-        println!("written to {TABLE}");
+        invocation::write_table(metadata.workspace_root.as_std_path(), TABLE, &text)?;
     }
     Ok(())
 }
@@ -145,18 +140,13 @@ impl Args {
     }
 
     fn command_line(&self) -> String {
-        let mut text = "cargo xtask bench view".to_owned();
-        for (flag, is_given) in [
-            (" --quick", self.quick),
-            (" --only …", !self.only.is_empty()),
-            (" --work …", !self.work.is_empty()),
-            (" --binary …", self.binary.is_some()),
-        ] {
-            if is_given {
-                text.push_str(flag);
-            }
-        }
-        text
+        let flags = [
+            ("--quick", self.quick),
+            ("--only …", !self.only.is_empty()),
+            ("--work …", !self.work.is_empty()),
+            ("--binary …", self.binary.is_some()),
+        ];
+        invocation::command_line("view", &flags)
     }
 }
 

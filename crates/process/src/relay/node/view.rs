@@ -55,7 +55,7 @@ impl NodeRelay {
         self.serves_view = true;
     }
 
-    /// Asks a deputy. [`RelayEvent::Answered`](super::node::RelayEvent::Answered) follows, or the
+    /// Asks a deputy. [`RelayEvent::Answered`](super::RelayEvent::Answered) follows, or the
     /// deputy is one of [`NodeRelay::take_unlinked`]. `false`: no task here is the deputy's, and
     /// there is no link to it.
     pub fn ask(&mut self, poll: &Poll, deputy: DeputyId, question: Question) -> bool {
@@ -78,6 +78,14 @@ impl NodeRelay {
         }
         link.questions.unsent.push_back(question);
         true
+    }
+
+    /// Lets the link to a deputy go that has no tasks here, as if it had been idle for long.
+    pub fn let_go(&mut self, poll: &Poll, deputy: DeputyId) {
+        let link = self.links.get(&deputy);
+        if link.is_some_and(|link| link.tasks.is_empty()) {
+            self.link_broken(poll, deputy, String::new());
+        }
     }
 
     /// The deputies whose links have gone since the last call, and with them the questions that
