@@ -9,6 +9,7 @@ mod approval;
 mod channel;
 mod inbox;
 mod poll;
+mod private;
 mod tls;
 mod trust;
 mod zip;
@@ -16,6 +17,7 @@ mod zip;
 pub use approval::{approval_code, public_key_digest};
 pub use channel::{Channel, Descriptors};
 pub use poll::{Interest, Poll, Ready, Token};
+pub use private::{PrivateListenError, listen_privately};
 pub use tls::{TlsLink, Traffic, peek_server_name};
 pub use trust::{
     AgentIdentity, Authority, JoinToken, KeyPair, NodeIdentity, Role, TokenError, TrustError,

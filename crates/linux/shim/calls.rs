@@ -1,8 +1,7 @@
 //! The system calls that only the shim needs.
 
-use crate::sys::{EINTR, SET_BYTES, arch, read};
+use crate::sys::{EINTR, SET_BYTES, arch, read, syscall5};
 use crate::{Command, STDIO};
-use arch::syscall5;
 use core::mem::MaybeUninit;
 
 const AF_UNIX: usize = 1;

@@ -46,14 +46,7 @@ fn interactive(user: Option<u32>) {
     let (task, pid) = scene.ghost();
     shell.press("\x1a");
     scene.expect(&Scene::signal(task, SIGTSTP, true));
-    scene.send(&ToKeeper::Stop {
-        task,
-        signal: SIGTSTP,
-    });
-    scene.expect(&FromKeeper::Stopped {
-        task,
-        signal: SIGTSTP,
-    });
+    scene.stop(task, SIGTSTP);
     shell.expect("Stopped");
     shell.say("jobs");
     shell.expect("Stopped");
@@ -62,14 +55,7 @@ fn interactive(user: Option<u32>) {
     scene.expect_silence();
     shell.press("\x1a");
     scene.expect(&Scene::signal(task, SIGTSTP, true));
-    scene.send(&ToKeeper::Stop {
-        task,
-        signal: SIGSTOP,
-    });
-    scene.expect(&FromKeeper::Stopped {
-        task,
-        signal: SIGSTOP,
-    });
+    scene.stop(task, SIGSTOP);
     shell.expect("Stopped");
     shell.say("bg");
     scene.expect(&FromKeeper::Continued { task });
@@ -85,7 +71,8 @@ fn interactive(user: Option<u32>) {
     });
     process::kill(pid.0, SIGCONT.into()).unwrap();
     scene.expect(&FromKeeper::Continued { task });
-    shell.say("kill %1");
+    // To what it takes for stopped, bash sends SIGCONT as well.
+    shell.say("until [[ $(jobs) == *Running* ]]; do sleep 0.05; done; kill %1");
     scene.expect(&Scene::signal(task, SIGTERM, false));
     scene.finish(task, GhostEnd::Signal(SIGTERM));
     scene.expect(&FromKeeper::Gone { task });
@@ -95,26 +82,12 @@ fn interactive(user: Option<u32>) {
     // The remote process stops and goes on by itself; the head's own SIGCONT is no news.
     shell.say("$G sleep 3 & wait $!; echo code=$?");
     let (task, pid) = scene.ghost();
-    scene.send(&ToKeeper::Stop {
-        task,
-        signal: SIGSTOP,
-    });
-    scene.expect(&FromKeeper::Stopped {
-        task,
-        signal: SIGSTOP,
-    });
+    scene.stop(task, SIGSTOP);
     scene.send(&ToKeeper::Continue { task });
     scene.expect_silence();
-    assert_eq!(state_of(pid.0), 'S');
+    eventually("it goes on", || state_of(pid.0) == 'S');
     // It ends while stopped.
-    scene.send(&ToKeeper::Stop {
-        task,
-        signal: SIGSTOP,
-    });
-    scene.expect(&FromKeeper::Stopped {
-        task,
-        signal: SIGSTOP,
-    });
+    scene.stop(task, SIGSTOP);
     let text = Some("n1 was switched off".to_owned());
     scene.send(&ToKeeper::Finish {
         task,
@@ -125,8 +98,9 @@ fn interactive(user: Option<u32>) {
     shell.expect("wiglaf: n1 was switched off");
 
     // kill -9: the shell waits until the node has confirmed the end (P1).
-    shell.say("$G sleep 4 & sleep 0.2; kill -9 $!; wait $!; echo code=$?");
+    shell.say("$G sleep 4 &");
     let (task, _) = scene.ghost();
+    shell.say("kill -9 $!; wait $!; echo code=$?");
     scene.expect(&FromKeeper::Died {
         task,
         end: GhostEnd::Signal(SIGKILL),

@@ -3,10 +3,11 @@
 
 use wiglaf_wire::agent::{Process, ToAgent};
 use wiglaf_wire::client::{ProcessInfo, Reply};
+use wiglaf_wire::disk::DiskAnswer;
 use wiglaf_wire::id::NodeId;
 use wiglaf_wire::view::{ViewCheck, ViewState};
 
-use super::{Effect, Reactor, views};
+use super::{Effect, Reactor, disks, views};
 use crate::jobs::ClientId;
 use crate::node_table::Presence;
 
@@ -30,6 +31,7 @@ pub(super) enum Found {
     /// Of one user only, unless `None`.
     Views(Option<u32>, Vec<(NodeId, ViewState)>),
     Checks(Option<u32>, Vec<(NodeId, ViewCheck)>),
+    Disks(Vec<(NodeId, DiskAnswer)>),
 }
 
 /// Part of a node's answer.
@@ -38,6 +40,7 @@ pub(super) enum Part {
     Processes(Vec<Process>),
     Views(Vec<ViewState>),
     Checks(Vec<ViewCheck>),
+    Disks(Box<DiskAnswer>),
 }
 
 impl Reactor {
@@ -59,13 +62,27 @@ impl Reactor {
         ask: impl Fn(u64) -> ToAgent,
         effects: &mut Vec<Effect>,
     ) {
+        let who = (client, wait_ms);
+        self.start_list_of_each(now_ms, who, nodes, found, |_, request| ask(request), effects);
+    }
+
+    /// The same with a question of its own for each.
+    pub(super) fn start_list_of_each(
+        &mut self,
+        now_ms: u64,
+        (client, wait_ms): (ClientId, u64),
+        nodes: Vec<NodeId>,
+        found: Found,
+        ask: impl Fn(NodeId, u64) -> ToAgent,
+        effects: &mut Vec<Effect>,
+    ) {
         let request = self.next_list;
         self.next_list += 1;
         let connected = self.connected_nodes();
         let (awaited, silent): (Vec<_>, Vec<_>) =
             nodes.into_iter().partition(|node| connected.contains(node));
         for node in &awaited {
-            effects.push(Effect::ToNode(*node, ask(request)));
+            effects.push(Effect::ToNode(*node, ask(*node, request)));
         }
         let listing = Listing {
             client,
@@ -151,6 +168,10 @@ impl Reactor {
                 let list = self.node_checks(listing.answered, found);
                 Reply::ViewsChecked { list, silent }
             }
+            Found::Disks(found) => {
+                let list = self.node_disks(found);
+                Reply::Disks { list, silent }
+            }
         }
     }
 }
@@ -168,6 +189,7 @@ impl Found {
             (Found::Checks(uid, found), Part::Checks(list)) => {
                 views::take_checks(*uid, found, node, list);
             }
+            (Found::Disks(found), Part::Disks(answer)) => disks::take_disks(found, node, *answer),
             _ => return false,
         }
         true

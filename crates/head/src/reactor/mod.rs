@@ -1,14 +1,18 @@
 //! The head's decisions: events in, effects out. No sockets, no clock, no randomness, so that the
 //! simulator can run it against lost messages and crashes of either side.
 //!
-//! `tasks` holds the life of a task, `nodes` membership and fencing, `requests` what commands ask,
-//! `processes` what they ask of the processes on all nodes and `views` of the views there, both by
-//! way of `lists`.
+//! `tasks` holds the life of a task and `signals` what is sent to it; `keeper` and `deputies` hear
+//! those, and `nodes` has membership and fencing. `requests` is what commands ask, `processes` what
+//! they ask of the processes on all nodes and `views` of the views there, both by way of `lists`.
 
+mod deputies;
+mod disks;
+mod keeper;
 mod lists;
 mod nodes;
 mod processes;
 mod requests;
+mod signals;
 mod tasks;
 #[cfg(test)]
 mod tests;

@@ -269,6 +269,9 @@ impl Reactor {
             } => {
                 self.listed(id, request, Part::Checks(list), last, effects);
             }
+            FromAgent::Disk { request, answer } => {
+                self.listed(id, request, Part::Disks(answer), true, effects);
+            }
             FromAgent::Signalled { request, errno } => {
                 self.process_signalled(request, errno, effects);
             }

@@ -8,7 +8,7 @@ use super::lists::Found;
 use super::requests::refuse;
 use super::{Effect, LIST_WAIT_MS, Reactor};
 use crate::jobs::{Caller, ClientId};
-use crate::node_table::{Presence, node_of_pid};
+use crate::node_table::Presence;
 use crate::placement::Refusal;
 
 /// Highest signal number of Linux.
@@ -60,8 +60,9 @@ impl Reactor {
             effects.push(Effect::Reply(caller.client, Reply::Done));
             return Ok(());
         }
-        let node = node_of_pid(pid)
-            .and_then(|id| self.nodes.get(id))
+        let node = self
+            .nodes
+            .of_pid(pid)
             .filter(|node| node.presence == Presence::Connected)
             .map(|node| node.id)
             .ok_or_else(unknown)?;

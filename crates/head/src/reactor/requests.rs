@@ -88,7 +88,8 @@ impl Reactor {
             Request::Ghost { .. }
             | Request::VirtualNode { .. }
             | Request::Listener
-            | Request::Boot(_) => Ok(()),
+            | Request::Boot(_)
+            | Request::Disk(_) => Ok(()),
         };
         if let Err(refusal) = outcome {
             effects.push(Effect::Reply(client, refuse(refusal)));

@@ -1,21 +1,15 @@
 //! The life of a task: seize, launch, run, tell, finish (P1, P2).
 
-use wiglaf_wire::agent::{SignalScope, ToAgent};
+use wiglaf_wire::agent::ToAgent;
 use wiglaf_wire::client::{JobTask, Reply};
-use wiglaf_wire::deputy::{FromDeputy, ToDeputy};
-use wiglaf_wire::id::{DeputyId, NodeId, Pid, TaskId};
-use wiglaf_wire::keeper::{FromKeeper, GhostEnd, GhostReport, ToKeeper};
+use wiglaf_wire::deputy::ToDeputy;
+use wiglaf_wire::id::{NodeId, Pid, TaskId};
+use wiglaf_wire::keeper::{GhostEnd, ToKeeper};
 use wiglaf_wire::status::{EXIT_CLUSTER_FAILED, EXIT_TIMED_OUT, Status, Usage, own_failure};
 
-use super::{Effect, KEPT_JOBS, RESUME_WAIT_MS, Reactor};
-use crate::jobs::{Job, MAX_PENDING_SIGNALS, Phase, Task, TaskRecord, ghost_end};
+use super::{Effect, KEPT_JOBS, Reactor};
+use crate::jobs::{Job, Phase, Task, ghost_end};
 use crate::node_table::Presence;
-
-/// Signals that a ghost which leads its group passes to the whole remote group (P5), by their
-/// numbers on all architectures that we build for: HUP, INT, QUIT, TERM, STOP, TSTP.
-const GROUP_SIGNALS: [u8; 6] = [1, 2, 3, 15, 19, 20];
-const SIGCONT: u8 = 18;
-const SIGWINCH: u8 = 28;
 
 impl Reactor {
     pub(super) fn task(&self, id: TaskId) -> Option<(&Job, &Task)> {
@@ -27,6 +21,11 @@ impl Reactor {
         self.jobs.get_mut(&id.job)?.tasks.get_mut(&id.index)
     }
 
+    pub(super) fn is_connected(&self, node: NodeId) -> bool {
+        let node = self.nodes.get(node);
+        node.is_some_and(|node| node.presence == Presence::Connected)
+    }
+
     pub(super) fn task_by_pid(&self, pid: Pid) -> Option<TaskId> {
         self.jobs
             .values()
@@ -35,59 +34,7 @@ impl Reactor {
             .map(|task| task.id)
     }
 
-    pub(super) fn hear_keeper(
-        &mut self,
-        now_ms: u64,
-        message: FromKeeper,
-        effects: &mut Vec<Effect>,
-    ) {
-        match message {
-            FromKeeper::Inventory {
-                ghosts,
-                deputies,
-                last,
-            } => {
-                for (deputy, credential) in deputies {
-                    self.next_deputy = self.next_deputy.max(deputy.0 + 1);
-                    self.deputies.insert(credential, deputy);
-                }
-                self.has_inventory |= last;
-                self.resume_until_ms = now_ms + RESUME_WAIT_MS;
-                for ghost in ghosts {
-                    self.restore(now_ms, &ghost, effects);
-                }
-            }
-            FromKeeper::Seized { task } => self.seized(task, effects),
-            FromKeeper::SeizeFailed { task, reason } => {
-                if let Some((job, _)) = self.task(task)
-                    && let Some(client) = job.client
-                {
-                    effects.push(Effect::Reply(client, refused(&reason)));
-                }
-                self.remove(task, Status::cluster_failed(reason), effects);
-            }
-            FromKeeper::Signal {
-                task,
-                signal,
-                from_kernel,
-                leads_group,
-            } => {
-                self.ghost_signalled(task, signal, from_kernel, leads_group, effects);
-            }
-            FromKeeper::Stopped { task, signal } => {
-                self.signal_task(task, signal, SignalScope::Group, effects);
-            }
-            FromKeeper::Continued { task } => {
-                self.signal_task(task, SIGCONT, SignalScope::Group, effects);
-            }
-            FromKeeper::Died { task, end } => self.ghost_died(task, end, effects),
-            FromKeeper::Gone { task } => self.ghost_gone(task, effects),
-            FromKeeper::Deputy { .. } => {}
-            FromKeeper::DeputyGone { deputy, how } => self.deputy_gone(deputy, &how, effects),
-        }
-    }
-
-    fn seized(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
+    pub(super) fn seized(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
         let Some(task) = self.task_mut(id) else {
             return;
         };
@@ -153,10 +100,7 @@ impl Reactor {
             stdio: spec.stdio,
         };
         effects.push(Effect::ToDeputy(task.deputy, attach));
-        let is_connected = self
-            .nodes
-            .get(task.node)
-            .is_some_and(|n| n.presence == Presence::Connected);
+        let is_connected = self.is_connected(task.node);
         if is_connected {
             let launch = ToAgent::Launch {
                 task: id,
@@ -185,70 +129,7 @@ impl Reactor {
         }
     }
 
-    fn ghost_signalled(
-        &mut self,
-        id: TaskId,
-        signal: u8,
-        from_kernel: bool,
-        leads_group: bool,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some((job, task)) = self.task(id) else {
-            return;
-        };
-        if signal == SIGWINCH && job.spec.has_terminal() {
-            effects.push(Effect::ToDeputy(
-                task.deputy,
-                ToDeputy::WindowChanged { task: id },
-            ));
-            return;
-        }
-        let to_group = from_kernel || (leads_group && GROUP_SIGNALS.contains(&signal));
-        let scope = if to_group {
-            SignalScope::Group
-        } else {
-            SignalScope::Process
-        };
-        self.signal_task(id, signal, scope, effects);
-    }
-
-    /// Signals a task, or keeps the signal until its node is heard of again.
-    pub(super) fn signal_task(
-        &mut self,
-        id: TaskId,
-        signal: u8,
-        scope: SignalScope,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(task) = self.task_mut(id) else {
-            return;
-        };
-        let (node, over) = (task.node, task.phase.is_over_on_node());
-        let is_seizing = matches!(task.phase, Phase::Placed | Phase::Seizing);
-        if over && !is_seizing {
-            return;
-        }
-        let is_connected = self
-            .nodes
-            .get(node)
-            .is_some_and(|node| node.presence == Presence::Connected);
-        if is_connected && !is_seizing {
-            effects.push(Effect::ToNode(
-                node,
-                ToAgent::Signal {
-                    task: id,
-                    signal,
-                    scope,
-                },
-            ));
-        } else if let Some(task) = self.task_mut(id)
-            && task.pending_signals.len() < MAX_PENDING_SIGNALS
-        {
-            task.pending_signals.push((signal, scope));
-        }
-    }
-
-    fn ghost_died(&mut self, id: TaskId, end: GhostEnd, effects: &mut Vec<Effect>) {
+    pub(super) fn ghost_died(&mut self, id: TaskId, end: GhostEnd, effects: &mut Vec<Effect>) {
         let Some(task) = self.task_mut(id) else {
             return;
         };
@@ -338,7 +219,7 @@ impl Reactor {
     }
 
     /// Ends the ghost.
-    fn finish(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
+    pub(super) fn finish(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
         let job = self.jobs.get(&id.job);
         let follow = job.is_some_and(|job| job.follow);
         let is_followed = follow && job.is_some_and(|job| job.client.is_some());
@@ -385,127 +266,22 @@ impl Reactor {
         }
     }
 
-    pub(super) fn hear_deputy(
-        &mut self,
-        deputy: DeputyId,
-        message: FromDeputy,
-        effects: &mut Vec<Effect>,
-    ) {
-        match message {
-            FromDeputy::Said { task } => self.finish(task, effects),
-            FromDeputy::Ready { tasks } => {
-                self.ready_deputies.insert(deputy);
-                let waiting: Vec<_> = self
-                    .tasks_of(deputy)
-                    .filter(|t| t.awaits_deputy)
-                    .map(|t| t.id)
-                    .collect();
-                waiting.into_iter().for_each(|id| self.go_on(id, effects));
-                // What ended while the head was away, or is still untold.
-                for id in tasks {
-                    match self.task(id).map(|(_, task)| task.phase.clone()) {
-                        None | Some(Phase::Finishing(_)) => {
-                            let detach = ToDeputy::Detach { task: id };
-                            effects.push(Effect::ToDeputy(deputy, detach));
-                        }
-                        Some(Phase::Telling(Status::Failed { code, reason })) => {
-                            if code == EXIT_CLUSTER_FAILED {
-                                let undo = ToDeputy::Undo { task: id };
-                                effects.push(Effect::ToDeputy(deputy, undo));
-                            }
-                            let say = ToDeputy::Say {
-                                task: id,
-                                text: reason,
-                            };
-                            effects.push(Effect::ToDeputy(deputy, say));
-                        }
-                        // The deputy has its streams, so the launch can be made whole.
-                        Some(phase) => {
-                            if let Some(task) = self.task_mut(id)
-                                && std::mem::take(&mut task.uncertain)
-                                && phase == Phase::Launching
-                            {
-                                self.launch(id, effects);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn deputy_gone(&mut self, deputy: DeputyId, how: &str, effects: &mut Vec<Effect>) {
-        self.deputies.retain(|_, id| *id != deputy);
-        self.ready_deputies.remove(&deputy);
-        let theirs: Vec<_> = self
-            .tasks_of(deputy)
-            .map(|task| (task.id, task.node, task.phase.clone()))
-            .collect();
-        let reason =
-            format!("this task's deputy on the head is gone: {how}; run the command again");
-        for (id, node, phase) in theirs {
-            if let Some(task) = self.task_mut(id) {
-                task.deputy_gone = true;
-            }
-            match phase {
-                Phase::Telling(_) => self.finish(id, effects),
-                Phase::Finishing(_) => {}
-                phase => {
-                    self.condemn(id, node, &reason, effects);
-                    let awaits = self.task(id).is_some_and(|(_, task)| task.awaits_deputy);
-                    if awaits && phase == Phase::Seizing {
-                        self.go_on(id, effects);
-                    }
-                }
-            }
-        }
-    }
-
-    fn tasks_of(&self, deputy: DeputyId) -> impl Iterator<Item = &Task> {
-        let all = self.jobs.values().flat_map(|job| job.tasks.values());
-        all.filter(move |task| task.deputy == deputy)
-    }
-
     /// The cluster has failed this task: its node kills it, and when that is confirmed the user is
     /// told why.
-    fn condemn(&mut self, id: TaskId, node: NodeId, reason: &str, effects: &mut Vec<Effect>) {
+    pub(super) fn condemn(
+        &mut self,
+        id: TaskId,
+        node: NodeId,
+        reason: &str,
+        effects: &mut Vec<Effect>,
+    ) {
         if let Some(task) = self.task_mut(id) {
             task.verdict = Some(Status::cluster_failed(reason));
         }
         effects.push(Effect::ToNode(node, ToAgent::Kill { task: id }));
     }
 
-    pub(super) fn keeper_lost(&mut self, _now_ms: u64, effects: &mut Vec<Effect>) {
-        // The ghosts have seen the same end of file and have ended with 125 by themselves.
-        self.has_inventory = false;
-        self.deputies.clear();
-        self.ready_deputies.clear();
-        // A command that still launches waits for a word; the others don't listen.
-        for client in self.jobs.values().filter_map(|job| job.client) {
-            let text = "the keeper has died while this was launched; run it again";
-            effects.push(Effect::Reply(client, refused(text)));
-        }
-        let all: Vec<_> = self
-            .jobs
-            .values()
-            .flat_map(|job| job.tasks.values())
-            .map(|task| (task.id, task.node, task.phase.is_over_on_node()))
-            .collect();
-        for (id, node, over) in all {
-            // Each is ignored by an agent that it does not fit.
-            effects.push(Effect::ToNode(
-                node,
-                if over {
-                    ToAgent::Acknowledge { task: id }
-                } else {
-                    ToAgent::Kill { task: id }
-                },
-            ));
-            self.remove(id, Status::cluster_failed("the keeper has died"), effects);
-        }
-    }
-
-    fn ghost_gone(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
+    pub(super) fn ghost_gone(&mut self, id: TaskId, effects: &mut Vec<Effect>) {
         let Some((_, task)) = self.task(id) else {
             return;
         };
@@ -575,53 +351,6 @@ impl Reactor {
         }
     }
 
-    /// A ghost that the keeper kept while the head was away.
-    fn restore(&mut self, now_ms: u64, ghost: &GhostReport, effects: &mut Vec<Effect>) {
-        if self.task(ghost.task).is_some() {
-            return;
-        }
-        let Some(record) = TaskRecord::from_bytes(&ghost.record) else {
-            let text = "the head was replaced by another version; run the command again";
-            let finish = ToKeeper::Finish {
-                task: ghost.task,
-                end: GhostEnd::Exit(EXIT_CLUSTER_FAILED),
-                text: Some(text.into()),
-            };
-            effects.push(Effect::ToKeeper(finish));
-            return;
-        };
-        let id = record.task;
-        self.next_job = self.next_job.max(id.job.0 + 1);
-        if let Some(node) = self.nodes.get_mut(record.node) {
-            node.tasks.insert(id);
-            if record.exclusive {
-                node.exclusive = Some(id.job);
-            }
-            // A restarted head counts every node as just renewed (P4).
-            if node.presence == Presence::Absent {
-                node.presence = Presence::Silent;
-                node.answered_ms = now_ms;
-            }
-        }
-        let job = self.jobs.entry(id.job).or_insert_with(|| record.to_job());
-        job.tasks.insert(id.index, record.to_task());
-        if !self
-            .deputies
-            .values()
-            .any(|deputy| *deputy == record.deputy)
-        {
-            // It died while no head was there to be told.
-            if let Some(task) = self.task_mut(id) {
-                task.deputy_gone = true;
-            }
-            let reason = "this task's deputy on the head has died; run the command again";
-            self.condemn(id, record.node, reason, effects);
-        }
-        if let Some(end) = ghost.died {
-            self.ghost_died(id, end, effects);
-        }
-    }
-
     /// Tasks whose time is over, and launches that nobody has come back for.
     pub(super) fn check_deadlines(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let late: Vec<_> = self
@@ -647,11 +376,7 @@ impl Reactor {
                 .flat_map(|job| job.tasks.values())
                 .filter(|task| task.uncertain && task.phase == Phase::Launching)
                 // One that is silent may run it; its hello or its fence will tell.
-                .filter(|task| {
-                    self.nodes
-                        .get(task.node)
-                        .is_some_and(|n| n.presence == Presence::Connected)
-                })
+                .filter(|task| self.is_connected(task.node))
                 .map(|task| task.id)
                 .collect();
             for id in lost {
@@ -673,13 +398,5 @@ fn status_of(end: GhostEnd) -> Status {
     match end {
         GhostEnd::Exit(code) => Status::Exited(code),
         GhostEnd::Signal(signal) => Status::Signaled(signal),
-    }
-}
-
-fn refused(reason: &str) -> Reply {
-    Reply::Refused {
-        code: EXIT_CLUSTER_FAILED,
-        message: reason.to_owned(),
-        hint: None,
     }
 }

@@ -1,36 +1,6 @@
 use super::CloneArgs;
 use std::arch::asm;
-use std::ffi::{c_long, c_void};
-
-/// # Safety
-/// See [`super::raw`].
-#[inline(always)]
-pub(crate) unsafe fn syscall6(
-    number: c_long,
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-) -> isize {
-    let result: isize;
-    // SAFETY: the kernel preserves every register but x0; the rest is the caller's promise.
-    unsafe {
-        asm!(
-            "svc #0",
-            in("x8") number,
-            inlateout("x0") a => result,
-            in("x1") b,
-            in("x2") c,
-            in("x3") d,
-            in("x4") e,
-            in("x5") f,
-            options(nostack),
-        );
-    }
-    result
-}
+use std::ffi::c_void;
 
 /// `clone3` whose child calls `entry(argument)` on the stack named in `args`.
 ///

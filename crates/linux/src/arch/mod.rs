@@ -3,6 +3,9 @@
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
+#[cfg_attr(target_arch = "aarch64", path = "../../bare/syscall/aarch64.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "../../bare/syscall/x86_64.rs")]
+mod syscall;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -11,7 +14,8 @@ use aarch64 as current;
 #[cfg(target_arch = "x86_64")]
 use x86_64 as current;
 
-pub(crate) use current::{clone3_on_stack, syscall6};
+pub(crate) use current::clone3_on_stack;
+use syscall::syscall6;
 
 use rustix::io::Errno;
 use std::ffi::c_long;

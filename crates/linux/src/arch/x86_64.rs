@@ -1,38 +1,6 @@
 use super::CloneArgs;
 use std::arch::asm;
-use std::ffi::{c_long, c_void};
-
-/// # Safety
-/// See [`super::raw`].
-#[inline(always)]
-pub(crate) unsafe fn syscall6(
-    number: c_long,
-    a: usize,
-    b: usize,
-    c: usize,
-    d: usize,
-    e: usize,
-    f: usize,
-) -> isize {
-    let result: isize;
-    // SAFETY: the kernel clobbers rcx and r11 only; the rest is the caller's promise.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a,
-            in("rsi") b,
-            in("rdx") c,
-            in("r10") d,
-            in("r8") e,
-            in("r9") f,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result
-}
+use std::ffi::c_void;
 
 /// `clone3` whose child calls `entry(argument)` on the stack named in `args`.
 ///

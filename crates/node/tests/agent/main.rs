@@ -490,21 +490,7 @@ fn many_short_tasks_all_end() {
 
 fn shell(script: &str) -> LaunchSpec {
     LaunchSpec {
-        program: None,
-        argv: ["sh", "-c", script]
-            .map(|word| word.as_bytes().to_vec())
-            .into(),
         env: vec![b"PATH=/usr/local/bin:/usr/bin:/bin".to_vec()],
-        cwd: b"/".to_vec(),
-        umask: 0o22,
-        limits: vec![],
-        ignored_signals: 0,
-        blocked_signals: 0,
-        stdio: [StdioKind::Relayed; 3],
-        window: WindowSize::default(),
-        leave: false,
-        private_tmp: false,
-        undo: false,
-        host_name: None,
+        ..LaunchSpec::plain(&["sh", "-c", script])
     }
 }

@@ -4,7 +4,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use wiglaf_link::{Ready, Role, TlsLink};
-use wiglaf_wire::frame::Frame;
 use wiglaf_wire::id::{NodeId, TaskId};
 use wiglaf_wire::stream::{Relay, Stream};
 
@@ -112,31 +111,14 @@ impl Deputy {
             return touched;
         };
         let carrier = &mut link.carrier;
-        loop {
-            let message = match carrier.next_frame() {
-                Ok(Some(Frame::Message(message))) => message,
-                Ok(Some(Frame::Data(header, bytes))) => {
-                    let entry = self.tasks.get_mut(&header.task);
-                    // Late bytes of a task that is over, or has moved to another link.
-                    let Some(entry) = entry.filter(|entry| entry.link == Some(id)) else {
-                        continue;
-                    };
-                    if let Err(error) = entry.streams.data(&self.poll, header, bytes) {
-                        carrier.fail(error);
-                        break;
-                    }
-                    let at = (header.task, header.stream);
-                    if reports.last() != Some(&at) {
-                        reports.push(at);
-                    }
-                    continue;
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    carrier.fail(error);
-                    break;
-                }
-            };
+        while let Some(message) = carrier.next_message(&mut reports, |header, bytes| {
+            let entry = self.tasks.get_mut(&header.task);
+            match entry.filter(|entry| entry.link == Some(id)) {
+                Some(entry) => entry.streams.data(&self.poll, header, bytes).map(|()| true),
+                // Late bytes of a task that is over, or has moved to another link.
+                None => Ok(false),
+            }
+        }) {
             if let Relay::Ask(question) = message {
                 link.questions.take(question);
                 continue;

@@ -14,12 +14,13 @@ use rustix::net::{
 };
 use wiglaf_link::Token;
 use wiglaf_linux::creds;
+use wiglaf_linux::detach::take_signals_back;
 use wiglaf_linux::process::{self, ChildState, ExitStatus, Fork};
 use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::keeper::FromKeeper;
 use wiglaf_wire::launch::Credential;
 
-use super::daemon::{log, set_title, take_signals_back};
+use super::daemon::{log, set_title};
 use super::marking::{self, Marker, Unmarked};
 use super::marks::Marks;
 use super::{Keeper, Watched};

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use wiglaf_link::{Channel, Interest, LinkError, Poll, Ready, Token};
+use wiglaf_linux::detach::DetachError;
 use wiglaf_linux::signal::SignalFd;
 use wiglaf_linux::trace::Tracer;
 use wiglaf_wire::id::{DeputyId, TaskId};
@@ -87,6 +88,9 @@ pub enum KeeperError {
         /// Why not.
         errno: Errno,
     },
+    /// It can't become a daemon of its own.
+    #[error(transparent)]
+    Detach(#[from] DetachError),
 }
 
 /// Makes this process the keeper, until a head sends [`ToKeeper::Shutdown`].

@@ -109,6 +109,12 @@ impl Scene {
         self.head.send(message, vec![]).unwrap();
     }
 
+    /// The head's word that the remote process has stopped; so does the ghost.
+    pub(crate) fn stop(&mut self, task: TaskId, signal: u8) {
+        self.send(&ToKeeper::Stop { task, signal });
+        self.expect(&FromKeeper::Stopped { task, signal });
+    }
+
     pub(crate) fn finish(&mut self, task: TaskId, end: GhostEnd) {
         self.send(&ToKeeper::Finish {
             task,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +22,15 @@ use crate::relay_rig::{DEPUTY, NODE, Rig, collect, pipe, task};
 
 const NOTHING: [StdioKind; 3] = [StdioKind::Null; 3];
 const REFUSED: Result<Reply, i32> = Err(Errno::ACCESS.raw_os_error());
+
+/// A rig that serves a view to one task, which ends soon.
+fn rig_with_task() -> (Rig, Child) {
+    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
+    rig.relay.set_serves_view();
+    rig.attach(task(0), NOTHING, vec![]);
+    let child = rig.start(task(0), NOTHING, &["true"]);
+    (rig, child)
+}
 
 #[test]
 fn s3_questions_are_answered_only_while_a_task_is_there() {
@@ -73,10 +83,7 @@ fn s3_questions_are_answered_only_while_a_task_is_there() {
 #[test]
 fn s3_a_check_may_look_for_a_while_and_not_read() {
     const A_WHILE_MS: u64 = 300;
-    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
-    rig.relay.set_serves_view();
-    rig.attach(task(0), NOTHING, vec![]);
-    let child = rig.start(task(0), NOTHING, &["true"]);
+    let (mut rig, child) = rig_with_task();
     assert!(rig.relay.ask(&rig.poll, DEPUTY, read(0)));
     answer(&mut rig, 0).unwrap();
     assert!(rig.finish(task(0), child).success());
@@ -107,10 +114,7 @@ fn s3_a_check_may_look_for_a_while_and_not_read() {
 
 #[test]
 fn a_fenced_node_has_no_link() {
-    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
-    rig.relay.set_serves_view();
-    rig.attach(task(0), NOTHING, vec![]);
-    let child = rig.start(task(0), NOTHING, &["true"]);
+    let (mut rig, child) = rig_with_task();
     assert!(rig.relay.ask(&rig.poll, DEPUTY, read(1)));
     answer(&mut rig, 1).unwrap();
     assert_eq!(rig.relay.take_unlinked(), []);
@@ -133,10 +137,7 @@ fn a_fenced_node_has_no_link() {
 
 #[test]
 fn a_question_waits_for_the_head_to_name_the_task() {
-    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
-    rig.relay.set_serves_view();
-    rig.attach(task(0), NOTHING, vec![]);
-    let first = rig.start(task(0), NOTHING, &["true"]);
+    let (mut rig, first) = rig_with_task();
     assert!(rig.relay.ask(&rig.poll, DEPUTY, read(1)));
     answer(&mut rig, 1).unwrap();
     assert!(rig.finish(task(0), first).success());
@@ -189,10 +190,7 @@ fn many_questions_are_answered_in_their_order_and_streams_go_on() {
 #[test]
 fn locks_that_wait_keep_no_question_back() {
     const LOCKS: u64 = 3000;
-    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
-    rig.relay.set_serves_view();
-    rig.attach(task(0), NOTHING, vec![]);
-    let child = rig.start(task(0), NOTHING, &["true"]);
+    let (mut rig, child) = rig_with_task();
     for id in 0..LOCKS {
         assert!(rig.relay.ask(&rig.poll, DEPUTY, lock(id)));
     }
@@ -215,10 +213,7 @@ fn locks_that_wait_keep_no_question_back() {
 
 #[test]
 fn a_broken_link_is_told_and_its_questions_are_not_asked_again() {
-    let mut rig = Rig::serving(|| Box::new(Echoes::default()));
-    rig.relay.set_serves_view();
-    rig.attach(task(0), NOTHING, vec![]);
-    let child = rig.start(task(0), NOTHING, &["true"]);
+    let (mut rig, child) = rig_with_task();
     assert!(rig.relay.ask(&rig.poll, DEPUTY, read(1)));
     answer(&mut rig, 1).unwrap();
     let link = rig.accepted.take().unwrap();

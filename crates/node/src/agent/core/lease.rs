@@ -1,6 +1,10 @@
-//! The lease (P4).
+//! The lease (P4): what extends it, and what happens when it is over.
 
 use std::collections::VecDeque;
+
+use wiglaf_wire::status::Status;
+
+use super::{Core, Effect};
 
 /// A renewal is sent this many times in a lease, so that some may be lost.
 pub(super) const RENEWALS_PER_LEASE: u64 = 4;
@@ -52,5 +56,44 @@ impl Lease {
     /// Answers to what an earlier connection sent will not come.
     pub(super) fn forget_open(&mut self) {
         self.open.clear();
+    }
+}
+
+impl Core {
+    pub(super) fn check_lease(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let is_over = self.lease.until.is_some_and(|until| until <= now_ms);
+        if !is_over || self.lease.over {
+            return;
+        }
+        self.lease.over = true;
+        let reason = self.lease_reason();
+        effects.push(Effect::KillEverything);
+        effects.push(Effect::CutLinks);
+        let live: Vec<_> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.is_live())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in live {
+            let Some(task) = self.tasks.get_mut(&id) else {
+                continue;
+            };
+            task.killed = true;
+            // An earlier verdict knows better why.
+            task.verdict
+                .get_or_insert(Status::cluster_failed(reason.clone()));
+            task.undrainable = true;
+            self.end_if_drained(id, effects);
+        }
+    }
+
+    pub(super) fn lease_reason(&self) -> String {
+        format!(
+            "{} heard nothing from the head for {} s and ended its tasks, so that none runs twice; \
+             check the network between them and run the command again",
+            self.name,
+            self.lease.length_ms.div_ceil(1000)
+        )
     }
 }

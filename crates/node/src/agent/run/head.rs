@@ -1,6 +1,6 @@
 //! The agent's connection to the head.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wiglaf_link::{Interest, LinkError, Ready};
@@ -10,7 +10,12 @@ use super::super::core::Event;
 use super::super::link::HeadLink;
 use super::super::pids::PidBlock;
 use super::super::spawner::Spawner;
-use super::{Agent, AgentError, FAREWELL_WAIT, LINK, READS_PER_TURN, SPAWNER, entitle, log};
+use super::{Agent, AgentError, LINK, SPAWNER, entitle, log};
+
+/// Reads of the head's connection before others have their turn.
+const READS_PER_TURN: usize = 8;
+/// How long a farewell may take to leave.
+const FAREWELL_WAIT: Duration = Duration::from_millis(500);
 
 impl Agent {
     pub(super) fn dial(&mut self) {
@@ -78,6 +83,8 @@ impl Agent {
     /// What concerns the machine is not the core's.
     fn hear(&mut self, message: ToAgent) {
         match (&message, &mut self.clock) {
+            (ToAgent::Names { names }, _) => return self.hear_names(names.clone()),
+            (ToAgent::Renewed { .. }, None) => self.look_at_own_resolver(),
             (ToAgent::Renewed { sequence }, Some(clock)) => {
                 clock.answered(*sequence, Instant::now());
             }
@@ -91,6 +98,9 @@ impl Agent {
                 self.power = Some(*action);
                 self.events.push(Event::LeaveAsked);
                 return;
+            }
+            (ToAgent::Disk { request, order }, _) => {
+                return self.order_disks(*request, (**order).clone());
             }
             (ToAgent::Power { .. }, None) => {
                 log(
@@ -118,6 +128,9 @@ impl Agent {
     pub(super) fn close_link(&mut self) {
         // Another head may give their numbers to other questions.
         self.checks.clear();
+        if let Some(disks) = &mut self.disks {
+            disks.forget_questions();
+        }
         if let Some(link) = self.link.take() {
             // Fails only for a set that is broken itself.
             let _ = self.poll.remove(&link);
@@ -154,6 +167,7 @@ impl Agent {
                 .map_err(AgentError::Spawner)?;
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
+            self.start_disks();
         }
         Ok(())
     }

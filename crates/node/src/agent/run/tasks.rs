@@ -22,7 +22,7 @@ impl Agent {
         pid: Pid,
         credential: Credential,
         deputy: DeputyId,
-        spec: Box<LaunchSpec>,
+        mut spec: Box<LaunchSpec>,
     ) {
         self.steer();
         self.cursor_at
@@ -52,6 +52,7 @@ impl Agent {
                 }
             },
         };
+        self.tell_of_disks(deputy, &mut spec);
         self.mains.starting(task, pid);
         let order = Order {
             task,
@@ -124,6 +125,9 @@ impl Agent {
         let Shown::Views(views) = &mut self.files else {
             return;
         };
+        for deputy in views.outdated() {
+            self.relay.let_go(&self.poll, deputy);
+        }
         for due in views.settle(&self.poll, &mut self.relay) {
             match due {
                 Due::Launch(order) => self.give_order(*order),
