@@ -6,11 +6,13 @@ use std::rc::Rc;
 
 use wiglaf_boot::dhcp::packet::{MAX_BYTES, Operation, Packet};
 use wiglaf_boot::dhcp::{Effect, Port, Server};
+use wiglaf_boot::dns;
 use wiglaf_boot::http::connection::{Answer, Connection, Next};
 use wiglaf_boot::http::request::{self, Method};
 use wiglaf_boot::http::site::{Asker, Site};
 use wiglaf_boot::{router, tftp};
 use wiglaf_wire::boot::{AddressService, BootInterface, BootMachine, BootSettings, Mac};
+use wiglaf_wire::names::{NameService, Resolver};
 
 const HEAD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 const MACHINE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 15);
@@ -177,4 +179,49 @@ pub(crate) fn router(bytes: &[u8]) {
             assert_eq!(router::asker(bytes, from, Some(64)), None);
         }
     }
+}
+
+/// A node's message, also as what a server says, as bytes of a connection, and as a `resolv.conf`.
+pub(crate) fn dns(bytes: &[u8]) {
+    let server = "127.0.0.53:53".parse().expect("an address");
+    let names = dns::Names::new(&NameService {
+        nodes: vec![("n1".to_owned(), MACHINE.into())],
+        head: "head".to_owned(),
+        domains: vec!["example.org".to_owned()],
+        servers: vec![server],
+    });
+    let _ = dns::judge(bytes, &names, HEAD);
+    let asker = dns::Asker {
+        wire: 0,
+        peer: SocketAddrV4::new(MACHINE, 4_000),
+    };
+    let mut relay = dns::Relay::default();
+    match relay.query(START_MS, asker, bytes, (&names, &[server], HEAD), 7) {
+        None => {}
+        Some(dns::Effect::Answer(_, said)) => {
+            assert!((12..=dns::LONG_BYTES).contains(&said.len()));
+            assert!(
+                dns::parse_question(&said).is_err(),
+                "an answer is no question"
+            );
+        }
+        Some(dns::Effect::Ask(key, _, sent)) => {
+            assert_eq!(sent.len(), bytes.len());
+            relay.reply(START_MS, key, bytes, &[server]);
+            let mut said = sent;
+            said[2] |= 0x80;
+            relay.reply(START_MS, key, &said, &[server]);
+            for second in 0..8 {
+                relay.tick(START_MS + second * 1_000, &[server]);
+            }
+            assert!(relay.is_empty());
+        }
+        Some(other) => panic!("{other:?}"),
+    }
+    let mut stream = dns::Stream::default();
+    for byte in bytes {
+        stream.received(&[*byte]);
+        while stream.take().is_some() {}
+    }
+    assert!(Resolver::parse(bytes).servers.len() <= 3);
 }

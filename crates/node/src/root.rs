@@ -11,14 +11,17 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, io, thread};
 use wiglaf_linux::mount::{MountAttributes, mount_setattr, pivot_into};
 use wiglaf_linux::namespace::{NamespaceFlags, unshare};
 use wiglaf_view::Bounds;
 
+mod names;
 mod pass_through;
 mod private;
 
+pub(crate) use names::{HOSTS, NameFiles, RESOLVER, STAND_INS, show_in};
 pub use pass_through::{PassThrough, PassThroughError};
 use pass_through::{Passed, Taken};
 pub(crate) use private::{PrivateRoot, Shared, private_places};
@@ -120,11 +123,11 @@ pub struct ViewOptions {
 
 /// What a node has of its own, for the roots of all views: `/proc`, `/sys`, `/dev`, `/run`,
 /// perhaps `/tmp`, and what is passed through. Only the agent's process sees where they are kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct OwnDirectories {
     at: PathBuf,
     names: Vec<&'static str>,
-    passed: Passed,
+    passed: Arc<Passed>,
 }
 
 impl OwnDirectories {
@@ -163,7 +166,7 @@ impl OwnDirectories {
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
-        let passed = taken.keep(Path::new(STAGE))?;
+        let passed = Arc::new(taken.keep(Path::new(STAGE))?);
         Ok(OwnDirectories { at, names, passed })
     }
 
@@ -181,6 +184,25 @@ impl OwnDirectories {
     /// Where the terminals are, as the agent sees them.
     pub(crate) fn terminals(&self) -> PathBuf {
         self.at.join("dev/pts")
+    }
+
+    /// Where the node's disks are to be mounted, each by the name that it has in `/`.
+    pub(crate) fn disk_places(&self) -> PathBuf {
+        self.at.clone()
+    }
+
+    /// The same with a disk that has been mounted there since.
+    pub(crate) fn with_disk(&self, name: &'static str) -> OwnDirectories {
+        let mut own = self.clone();
+        if !own.names.contains(&name) {
+            own.names.push(name);
+        }
+        own
+    }
+
+    /// Whether it has a disk of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.names.contains(&name)
     }
 
     /// Whether something of the node's own stands at or in a directory, or on the way to it.
@@ -210,7 +232,12 @@ impl TaskRoot {
     /// mounts or unmounts later appears and disappears here, and nothing done here shows there.
     /// (Where the head's mounts are private, as in many containers, later ones do not appear.)
     pub fn from_head_disk(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
-        in_own_thread(|| prepare(hidden))
+        in_own_thread(|| prepare(Path::new("/"), hidden))
+    }
+
+    /// A root with the files of another system that is mounted on this machine.
+    pub(crate) fn from_tree(tree: &Path) -> Result<TaskRoot, RootError> {
+        in_own_thread(|| prepare(tree, &[]))
     }
 
     /// A root around the view that is mounted at `view`, with the node's own directories in it.
@@ -273,7 +300,7 @@ fn in_own_thread<T: Send>(
     })
 }
 
-fn prepare(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
+fn prepare(tree: &Path, hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
     unshare(NamespaceFlags::NEWNS).map_err(step("leave the mount namespace with", "/"))?;
     // The thread's own since the line above: the modes below are meant as they stand.
     rustix::process::umask(Mode::empty());
@@ -282,7 +309,7 @@ fn prepare(hidden: &[PathBuf]) -> Result<TaskRoot, RootError> {
     let hidden: Vec<PathBuf> = (hidden.iter())
         .filter_map(|directory| directory.canonicalize().ok())
         .collect();
-    mount_bind_recursive("/", STAGE).map_err(step("bind", "/"))?;
+    mount_bind_recursive(tree, STAGE).map_err(step("bind", tree))?;
     let root = rustix::fs::open(
         STAGE,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
