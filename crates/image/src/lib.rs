@@ -10,14 +10,20 @@ mod elf;
 mod firmware;
 mod include;
 mod kernel;
+mod medium;
 mod modules;
 mod recipe;
+mod rootfs;
 mod store;
 
 pub use compress::Compression;
 pub use firmware::FirmwareError;
 pub use include::IncludeError;
 pub use kernel::{KernelChoice, KernelError};
+pub use medium::{
+    Device, DiskError, Medium, MediumError, MediumTools, Offered, Progress, ToolError,
+};
 pub use modules::ModuleError;
 pub use recipe::{BuildError, Built, Recipe};
-pub use store::{File, Images, Manifest, Module, StoreError};
+pub use rootfs::{RootfsError, SystemChoice};
+pub use store::{File, Images, Manifest, Module, StoreError, System};

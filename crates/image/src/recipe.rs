@@ -13,12 +13,18 @@ use crate::firmware::{self, FirmwareError};
 use crate::include::{Include, IncludeError};
 use crate::kernel::{Kernel, KernelChoice, KernelError};
 use crate::modules::{self, ModuleError, Selection, Tree, Wanted};
-use crate::store::{self, File, Images, Manifest, Module, StoreError};
+use crate::rootfs::{Rootfs, RootfsError, SystemChoice};
+use crate::store::{self, File, Images, Manifest, Module, StoreError, System};
 
 /// Enough for two images never to have the same.
 const ID_DIGITS: usize = 12;
 
 const COPY_BYTES: usize = 256 << 10;
+/// For images with what disks need.
+const MAKES_FILE_SYSTEMS: &str = "mkfs.ext4";
+
+const NO_USE: &str = "the system has no init, and tasks see the head's files: nothing of it is used; \
+                      with --files node tasks see it, and --init names a program that has the machine";
 
 /// What somebody wants.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub struct Recipe {
     pub firmware: Vec<PathBuf>,
     /// With what nodes need for their own disks.
     pub disk: bool,
+    /// A full system.
+    pub system: Option<SystemChoice>,
     /// Else the smallest that the kernel can undo.
     pub compression: Option<Compression>,
 }
@@ -63,6 +71,9 @@ pub enum BuildError {
     /// A program.
     #[error(transparent)]
     Include(#[from] IncludeError),
+    /// A full system.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -98,6 +109,7 @@ impl BuildError {
     pub fn hint(&self) -> Option<String> {
         match self {
             BuildError::Kernel(error) => error.hint(),
+            BuildError::Rootfs(error) => error.hint(),
             BuildError::Module(ModuleError::Missing { name, .. }) if name == "fuse" => Some(
                 "the head's files are shown by FUSE: nodes need a kernel that has it, as those \
                  of distributions do"
@@ -141,7 +153,14 @@ impl Recipe {
         if !store::is_plain(&self.name) || self.name.len() > 40 {
             return Err(BuildError::Name(self.name.clone()));
         }
-        let kernel = Kernel::find(&self.kernel)?;
+        let new = images.begin()?;
+        let scratch = new.file("scratch");
+        let rootfs = self.open_system(images, &new.file(store::SYSTEM), &scratch, say)?;
+        let choice = match &rootfs {
+            Some(rootfs) => rootfs.kernel(&self.kernel, say),
+            None => self.kernel.clone(),
+        };
+        let kernel = Kernel::find(&choice)?;
         let (init, arch) = self.init()?;
         let compression = self.compression(&kernel)?;
         say(&format!("kernel {}: choosing its modules", kernel.version));
@@ -149,6 +168,7 @@ impl Recipe {
         let wanted = Wanted {
             named: self.modules.clone(),
             disk: self.disk,
+            system: rootfs.is_some(),
         };
         let selection = modules::select(&mut tree, &wanted)?;
         let firmware = firmware::collect(&selection.firmware, &self.firmware)?;
@@ -171,6 +191,26 @@ impl Recipe {
             include.program(program)?;
             warnings.append(&mut include.warnings);
         }
+        if self.disk {
+            include_disk_tools(&mut archive, &mut warnings)?;
+        }
+
+        let mut system = None;
+        if let Some(rootfs) = &rootfs {
+            if kernel.has("CONFIG_SQUASHFS_ZSTD") == Some(false) {
+                return Err(RootfsError::Kernel(kernel.version).into());
+            }
+            let path = new.file(store::SYSTEM);
+            rootfs.pack(&path, say)?;
+            let file = digest(&path)?;
+            let text = rootfs.describe(file.size, &file.sha256);
+            archive.file(Path::new("/etc/wiglaf/system"), 0o644, text)?;
+            let of = self.describe_system(rootfs, file);
+            if of.init.is_none() && !of.has_tasks {
+                warnings.push(NO_USE.into());
+            }
+            system = Some(of);
+        }
 
         let unpacked = archive.size();
         say(&format!(
@@ -179,12 +219,13 @@ impl Recipe {
             unpacked / 100_000 % 10,
             compression.name()
         ));
-        let new = images.begin()?;
         let initramfs = {
             let code = code_for(&kernel, arch);
             write_initramfs(archive, compression, code, &new.file(store::INITRAMFS))?
         };
         let kernel_file = copy(&kernel.image, &new.file(store::KERNEL))?;
+        // The kernel may have been in it.
+        let _ = fs::remove_dir_all(&scratch);
         let mut contents = Context::new(&SHA256);
         contents.update(kernel_file.sha256.as_bytes());
         contents.update(initramfs.sha256.as_bytes());
@@ -209,6 +250,7 @@ impl Recipe {
                 .iter()
                 .map(|path| path.display().to_string())
                 .collect(),
+            system,
         };
         let is_new = images.keep(&new, &manifest)?;
         Ok(Built {
@@ -216,6 +258,30 @@ impl Recipe {
             is_new,
             warnings,
         })
+    }
+
+    fn open_system(
+        &self,
+        images: &Images,
+        file: &Path,
+        scratch: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Option<Rootfs<'_>>, RootfsError> {
+        let Some(choice) = &self.system else {
+            return Ok(None);
+        };
+        let opened = Rootfs::open(choice, images.dir(), file, scratch, say)?;
+        Ok(Some(opened))
+    }
+
+    fn describe_system(&self, rootfs: &Rootfs<'_>, file: File) -> System {
+        let choice = rootfs.choice();
+        System {
+            file,
+            rootfs: choice.rootfs.display().to_string(),
+            init: rootfs.init().map(|init| init.display().to_string()),
+            has_tasks: choice.has_tasks,
+        }
     }
 
     /// The program, without what only debuggers read, and what it runs on.
@@ -258,6 +324,30 @@ impl Recipe {
         let found = smallest_first.into_iter().find(|method| can(*method));
         Ok(found.unwrap_or(Compression::None))
     }
+}
+
+/// What makes file systems. An image without it can still use those that are there.
+fn include_disk_tools(
+    archive: &mut Archive,
+    warnings: &mut Vec<String>,
+) -> Result<(), IncludeError> {
+    let mut include = Include::new(archive);
+    match include.program(Path::new(MAKES_FILE_SYSTEMS)) {
+        Err(IncludeError::NotInPath(name)) => {
+            warnings.push(format!(
+                "{name} is not on this machine, so `wiglaf disk apply` can't make file systems on \
+                 nodes: install e2fsprogs, and build the image anew"
+            ));
+            return Ok(());
+        }
+        result => result?,
+    }
+    let settings = Path::new("/etc/mke2fs.conf");
+    if settings.exists() {
+        include.program(settings)?;
+    }
+    warnings.append(&mut include.warnings);
+    Ok(())
 }
 
 fn code_for(kernel: &Kernel, arch: &str) -> Code {
@@ -315,6 +405,24 @@ fn write_initramfs(
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
     Ok(encoder.finish().map_err(failed)?.done())
+}
+
+/// What a file is that somebody else has written.
+fn digest(path: &Path) -> Result<File, BuildError> {
+    let failed = |error: io::Error| BuildError::Archive(format!("{}: {error}", path.display()));
+    let mut source = Disk::open(path).map_err(failed)?;
+    let mut hash = Context::new(&SHA256);
+    let mut size = 0;
+    let mut buffer = vec![0; COPY_BYTES];
+    loop {
+        let count = source.read(&mut buffer).map_err(failed)?;
+        if count == 0 {
+            let sha256 = hex(hash.finish().as_ref());
+            return Ok(File { size, sha256 });
+        }
+        hash.update(&buffer[..count]);
+        size += count as u64;
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<File, BuildError> {

@@ -9,13 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::compress::Compression;
 
-/// The names of an image's files; the boot service serves the first two by them.
+/// The names of an image's files; the boot service serves them.
 pub(crate) const KERNEL: &str = "kernel";
 pub(crate) const INITRAMFS: &str = "initramfs";
+/// Only images with a full system have it. Nodes fetch it by this name.
+pub(crate) const SYSTEM: &str = "system";
 const MANIFEST: &str = "manifest.json";
 
 /// Directories that are not images yet begin so, and end with the process's number.
 const UNFINISHED: &str = ".new-";
+
+/// So do those of media that a node fetches. The boot service knows them by this and the number.
+const MEDIUM: &str = ".medium-";
 
 const REMOVED: &str = ".old-";
 
@@ -77,6 +82,20 @@ pub struct Module {
     pub always: bool,
 }
 
+/// A full system that nodes have beside our own programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Its root, as a squashfs.
+    #[serde(flatten)]
+    pub file: File,
+    /// Where it came from.
+    pub rootfs: String,
+    /// What has the machine; nothing if it is there for tasks only.
+    pub init: Option<String>,
+    /// Tasks see its files and not the head's.
+    pub has_tasks: bool,
+}
+
 /// What an image is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -110,6 +129,17 @@ pub struct Manifest {
     pub missing_firmware: Vec<String>,
     /// Programs and directories that were included.
     pub included: Vec<String>,
+    /// A full system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<System>,
+}
+
+impl Manifest {
+    /// Bytes of all its files.
+    pub fn size(&self) -> u64 {
+        let system = self.system.as_ref().map_or(0, |system| system.file.size);
+        self.kernel.size + self.initramfs.size + system
+    }
 }
 
 /// The directory of all images.
@@ -197,11 +227,20 @@ impl Images {
 
     /// A directory for the files of a new image.
     pub(crate) fn begin(&self) -> Result<Unfinished, StoreError> {
+        self.begin_as(UNFINISHED)
+    }
+
+    /// A directory for a medium that a node is to fetch, as long as this process has it.
+    pub(crate) fn begin_medium(&self) -> Result<Unfinished, StoreError> {
+        self.begin_as(MEDIUM)
+    }
+
+    fn begin_as(&self, kind: &str) -> Result<Unfinished, StoreError> {
         fs::create_dir_all(&self.dir).map_err(disk(&self.dir))?;
         let everybody = Permissions::from_mode(0o755);
         fs::set_permissions(&self.dir, everybody.clone()).map_err(disk(&self.dir))?;
         self.sweep();
-        let path = self.unfinished();
+        let path = self.dir.join(format!("{kind}{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(disk(&path))?;
         fs::set_permissions(&path, everybody).map_err(disk(&path))?;
@@ -215,7 +254,8 @@ impl Images {
         let mut text = text.map_err(disk(&path))?;
         text.push(b'\n');
         fs::write(&path, text).map_err(disk(&path))?;
-        for name in [KERNEL, INITRAMFS, MANIFEST] {
+        let system = manifest.system.as_ref().map(|_| SYSTEM);
+        for name in [KERNEL, INITRAMFS, MANIFEST].into_iter().chain(system) {
             let path = new.path.join(name);
             let file = Disk::open(&path).map_err(disk(&path))?;
             let everybody = Permissions::from_mode(0o644);
@@ -250,7 +290,10 @@ impl Images {
         let text = fs::read(&path).map_err(disk(&path))?;
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
-        for (name, file) in [(KERNEL, &manifest.kernel), (INITRAMFS, &manifest.initramfs)] {
+        let files = [(KERNEL, &manifest.kernel), (INITRAMFS, &manifest.initramfs)];
+        let system = manifest.system.as_ref();
+        let system = system.map(|system| (SYSTEM, &system.file));
+        for (name, file) in files.into_iter().chain(system) {
             let size = fs::metadata(self.dir.join(id).join(name)).map(|data| data.len());
             if size.ok() != Some(file.size) {
                 return Err(damaged(format!("{name} is not of its size")));
@@ -262,17 +305,13 @@ impl Images {
         Ok(manifest)
     }
 
-    fn unfinished(&self) -> PathBuf {
-        self.dir.join(format!("{UNFINISHED}{}", std::process::id()))
-    }
-
     /// What was left by those that were killed.
     fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let pid = name.to_str().and_then(|name| {
-                let pid = name.strip_prefix(UNFINISHED);
-                pid.or_else(|| name.strip_prefix(REMOVED))
+                let kinds = [UNFINISHED, MEDIUM, REMOVED].iter();
+                kinds.filter_map(|kind| name.strip_prefix(kind)).next()
             });
             let is_dead = pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
             if is_dead {
@@ -291,6 +330,10 @@ pub(crate) struct Unfinished {
 impl Unfinished {
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -105,6 +105,7 @@ impl Machine {
             modules: Vec::new(),
             firmware: vec![self.path("firmware")],
             disk: false,
+            system: None,
             compression: Some(Compression::None),
         }
     }

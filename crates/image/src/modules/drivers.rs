@@ -3,6 +3,9 @@
 /// Without them there is no view.
 pub(super) const NEEDED: &[&str] = &["fuse"];
 
+/// Without them a full system can't be mounted.
+pub(super) const SYSTEM: &[&str] = &["loop", "overlay", "squashfs"];
+
 /// Loaded on every node.
 pub(super) const USEFUL: &[&str] = &["overlay", "af_packet"];
 

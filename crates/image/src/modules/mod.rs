@@ -60,12 +60,18 @@ pub(crate) struct Wanted {
     pub(crate) named: Vec<String>,
     /// The node's own disks.
     pub(crate) disk: bool,
+    /// A full system.
+    pub(crate) system: bool,
 }
 
 /// Chooses.
 pub(crate) fn select(tree: &mut Tree, wanted: &Wanted) -> Result<Selection, ModuleError> {
     let mut always = Vec::new();
     for name in drivers::NEEDED {
+        tree.close(name, &mut always)?;
+    }
+    let system = drivers::SYSTEM.iter().filter(|_| wanted.system);
+    for name in system {
         tree.close(name, &mut always)?;
     }
     let mut optional = drivers::USEFUL.to_vec();

@@ -125,6 +125,7 @@ fn soft_wishes_are_met_by_name_or_by_what_answers() {
     let wanted = Wanted {
         named: vec!["ext4".into()],
         disk: false,
+        system: false,
     };
     assert_eq!(
         selected(dir.path(), &wanted).always,
@@ -139,6 +140,7 @@ fn a_module_that_is_missing_is_named() {
     let wanted = |name: &str| Wanted {
         named: vec![name.into()],
         disk: false,
+        system: false,
     };
     let error = select(&mut tree, &wanted("a")).unwrap_err();
     assert!(
