@@ -1,10 +1,11 @@
 #![forbid(unsafe_code)]
 //! Serves machines that start from the network.
 //!
-//! `dhcp`, `tftp`, `http` and `router` are pure: packets in, packets out. `service` is the process
+//! `dhcp`, `dns`, `tftp`, `http` and `router` are pure: packets in, packets out. `service` is the process
 //! around them.
 
 pub mod dhcp;
+pub mod dns;
 pub mod http;
 pub mod router;
 pub mod script;

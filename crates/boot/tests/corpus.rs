@@ -30,6 +30,11 @@ fn no_router_solicitation_does_harm() {
     run("router", inputs::router);
 }
 
+#[test]
+fn no_message_of_dns_does_harm() {
+    run("dns", inputs::dns);
+}
+
 fn run(target: &str, read: fn(&[u8])) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../../fuzz/corpus")

@@ -1,11 +1,20 @@
 //! Where a cluster keeps its files, and the one file that a person edits.
 
+mod disk;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use wiglaf_wire::PROTOCOL_VERSION;
+
+use crate::machines::{Approve, Rule};
+
+pub(crate) use disk::EXAMPLE as EXAMPLE_DISK;
+pub use disk::{DiskConfig, Size};
 
 /// The directories of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,14 +109,15 @@ impl Layout {
         self.run.join("head.sock")
     }
 
-    /// Where the head reaches the keeper.
+    /// Where the head reaches the keeper. It outlives heads, and an upgrade as well, so its name
+    /// says what it speaks.
     pub fn keeper_socket(&self) -> PathBuf {
-        self.run.join("keeper.sock")
+        self.run.join(format!("keeper.{PROTOCOL_VERSION}.sock"))
     }
 
-    /// Where the head reaches the boot service.
+    /// Where the head reaches the boot service; the same holds for it.
     pub fn boot_socket(&self) -> PathBuf {
-        self.run.join("boot.sock")
+        self.run.join(format!("boot.{PROTOCOL_VERSION}.sock"))
     }
 
     /// What machines boot.
@@ -169,8 +179,28 @@ pub struct Config {
     pub allow_confined_callers: bool,
     /// What nodes see of the head's files.
     pub view: ViewConfig,
+    /// What nodes are to programs.
+    pub nodes: NodesConfig,
     /// How machines boot from the network.
     pub boot: BootConfig,
+    /// How machines are switched on and off.
+    pub power: PowerConfig,
+    /// What nodes use their own disks for.
+    pub disk: Vec<DiskConfig>,
+}
+
+/// What nodes are to programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodesConfig {
+    /// Tasks resolve the names of nodes, and others as the head does.
+    pub names: bool,
+}
+
+impl Default for NodesConfig {
+    fn default() -> NodesConfig {
+        NodesConfig { names: true }
+    }
 }
 
 /// How machines boot from the network.
@@ -179,6 +209,24 @@ pub struct Config {
 pub struct BootConfig {
     /// Added to the kernel's command line.
     pub arguments: String,
+    /// How often somebody compares a machine's code.
+    pub approve: Approve,
+    /// Machines that are adopted by themselves.
+    pub adopt: Vec<Rule>,
+}
+
+/// How machines are switched on and off: programs with their arguments, run by the head.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PowerConfig {
+    /// Switches a machine on.
+    pub on: Vec<String>,
+    /// Switches it off, whatever it does.
+    pub off: Vec<String>,
+    /// Switches it off and on.
+    pub cycle: Vec<String>,
+    /// When `off` says that it has succeeded, the machine is off.
+    pub off_is_certain: bool,
 }
 
 /// What nodes see of the head's files.
@@ -198,7 +246,10 @@ impl Default for Config {
             lease_ms: 60_000,
             allow_confined_callers: false,
             view: ViewConfig::default(),
+            nodes: NodesConfig::default(),
             boot: BootConfig::default(),
+            power: PowerConfig::default(),
+            disk: Vec::new(),
         }
     }
 }
@@ -269,11 +320,55 @@ pub const COMMENTED_CONFIG: &str = "\
 # Files and directories that no node sees, whoever asks.
 #hidden = [\"/srv/secret\"]
 
+# What nodes are to programs.
+[nodes]
+
+# Tasks find the nodes, and what this machine's /etc/hosts has, by /etc/hosts and
+# /etc/resolv.conf of the node's own. Without it they see this machine's files.
+#names = true
+
 # How machines boot that start from the network.
 [boot]
 
 # Added to their kernel's command line, for example to see it on a serial line.
 #arguments = \"console=ttyS0\"
+
+# How often somebody compares the code on a machine's console: once, or always (whenever it has
+# booted).
+#approve = \"once\"
+
+# Machines that are adopted by themselves, by the beginning of their Ethernet addresses; the first
+# that fits counts. In a name, %d is the next free number.
+#[[boot.adopt]]
+#mac = \"52:54:00:*\"
+#name = \"gpu%d\"
+#image = \"gpu\"
+
+# What switches machines on and off. The head runs it as root, without a shell; %n is replaced by
+# the node's name, %m by its Ethernet address, %a by its address, and %% by %.
+[power]
+
+# `wiglaf node wake`; without it, a packet for the network card (wake-on-LAN).
+#on = [\"ipmitool\", \"-H\", \"%n-bmc\", \"-f\", \"/etc/bmc\", \"chassis\", \"power\", \"on\"]
+
+# `wiglaf node poweroff --force`
+#off = [\"ipmitool\", \"-H\", \"%n-bmc\", \"-f\", \"/etc/bmc\", \"chassis\", \"power\", \"off\"]
+
+# `wiglaf node reboot --force`
+#cycle = [\"ipmitool\", \"-H\", \"%n-bmc\", \"-f\", \"/etc/bmc\", \"chassis\", \"power\", \"cycle\"]
+
+# `off` ends with success only when the machine is off, so that its tasks are over at once; else
+# they are when its lease is. What only hands the wish on, as ipmitool does, must not say so.
+#off_is_certain = false
+
+# What nodes use their own disks for: `wiglaf disk plan` tells what that would do, and `wiglaf disk
+# apply` does it. The device is \"first\", a path, or a serial number. Tasks see scratch as /scratch
+# and data as /data; sizes are written as 2G, 50% or rest.
+#[[disk]]
+#nodes = \"n[1-4]\"
+#device = \"first\"
+#swap = \"2G\"
+#scratch = \"rest\"
 ";
 
 impl Config {

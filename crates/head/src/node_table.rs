@@ -20,19 +20,22 @@ const DEFAULT_MODE: u32 = 0o111;
 
 /// The PIDs of a node's descendants: first, and one more than the last.
 pub fn pid_block(node: NodeId) -> (Pid, Pid) {
-    let index = i32::try_from(node.0 % MAX_NODES).unwrap_or(0);
+    let index = i32::try_from(block_of(node)).unwrap_or(0);
     let first = FIRST_NODE_PID + index * PIDS_PER_NODE;
     (Pid(first), Pid(first + PIDS_PER_NODE))
 }
 
-/// The node whose block a PID is in.
-pub fn node_of_pid(pid: Pid) -> Option<NodeId> {
+/// Which block a node has. Numbers are never given twice, as certificates name them; blocks are.
+fn block_of(node: NodeId) -> u32 {
+    node.0 % MAX_NODES
+}
+
+/// Which block a PID is in.
+fn block_of_pid(pid: Pid) -> Option<u32> {
     if !(FIRST_NODE_PID..PID_LIMIT).contains(&pid.0) {
         return None;
     }
-    u32::try_from((pid.0 - FIRST_NODE_PID) / PIDS_PER_NODE)
-        .ok()
-        .map(NodeId)
+    u32::try_from((pid.0 - FIRST_NODE_PID) / PIDS_PER_NODE).ok()
 }
 
 /// What an administrator wants of a node.
@@ -101,6 +104,8 @@ pub struct Node {
     pub tasks: BTreeSet<TaskId>,
     /// A job that has it for itself.
     pub exclusive: Option<wiglaf_wire::id::JobId>,
+    /// What `@NAME` in node sets finds it by.
+    pub groups: BTreeSet<String>,
 }
 
 impl Node {
@@ -125,6 +130,7 @@ impl Node {
             is_booting: false,
             tasks: BTreeSet::new(),
             exclusive: None,
+            groups: BTreeSet::new(),
         }
     }
 
@@ -199,6 +205,8 @@ pub struct TableFull;
 #[derive(Clone, Debug, Default)]
 pub struct NodeTable {
     nodes: BTreeMap<NodeId, Node>,
+    /// The last number of a node that was removed, by its block.
+    retired: BTreeMap<u32, NodeId>,
 }
 
 impl NodeTable {
@@ -236,15 +244,45 @@ impl NodeTable {
         format!("n{}", number.unwrap_or(0))
     }
 
+    /// A number whose block of PIDs nobody has, and that nobody ever had: who still has the
+    /// certificate of a node that was removed must not be taken for the one that came after it.
     fn free_id(&self, name: &str) -> Option<NodeId> {
         let wish = name
             .trim_start_matches(|c: char| !c.is_ascii_digit())
             .parse()
             .ok();
-        let is_free = |id: &NodeId| id.0 < MAX_NODES && !self.nodes.contains_key(id);
-        wish.map(NodeId)
-            .filter(is_free)
-            .or_else(|| (0..MAX_NODES).map(NodeId).find(is_free))
+        let taken: BTreeSet<u32> = self.nodes.keys().copied().map(block_of).collect();
+        let fresh = |block: u32| match self.retired.get(&block) {
+            None => Some(NodeId(block)),
+            Some(last) => last.0.checked_add(MAX_NODES).map(NodeId),
+        };
+        wish.filter(|block| *block < MAX_NODES)
+            .into_iter()
+            .chain(0..MAX_NODES)
+            .filter(|block| !taken.contains(block))
+            .find_map(fresh)
+    }
+
+    /// Forgets a node for good. Its name and its block of PIDs may be another's then, so nothing
+    /// of it may be alive. Returns whether there was one.
+    pub fn remove(&mut self, id: NodeId) -> bool {
+        let is_there = self.nodes.remove(&id).is_some();
+        if is_there {
+            self.retire(id);
+        }
+        is_there
+    }
+
+    /// Never gives this number again.
+    pub fn retire(&mut self, id: NodeId) {
+        let last = self.retired.entry(block_of(id)).or_insert(id);
+        *last = (*last).max(id);
+    }
+
+    /// The node whose block a PID is in.
+    pub fn of_pid(&self, pid: Pid) -> Option<&Node> {
+        let block = block_of_pid(pid)?;
+        self.nodes.values().find(|node| block_of(node.id) == block)
     }
 
     /// The node with this number.
@@ -302,11 +340,46 @@ mod tests {
     fn pid_blocks_do_not_overlap_and_lead_back_to_their_node() {
         for number in 0..MAX_NODES {
             let (first, end) = pid_block(NodeId(number));
-            assert_eq!(node_of_pid(first), Some(NodeId(number)));
-            assert_eq!(node_of_pid(Pid(end.0 - 1)), Some(NodeId(number)));
+            assert_eq!(block_of_pid(first), Some(number));
+            assert_eq!(block_of_pid(Pid(end.0 - 1)), Some(number));
             assert!(end.0 <= PID_LIMIT);
         }
-        assert_eq!(node_of_pid(Pid(FIRST_NODE_PID - 1)), None);
+        assert_eq!(block_of_pid(Pid(FIRST_NODE_PID - 1)), None);
+    }
+
+    #[test]
+    fn a_removed_nodes_name_and_pids_come_again_but_never_its_number() {
+        let mut table = NodeTable::default();
+        let first = table.enrol("n7").unwrap().id;
+        assert!(table.remove(first) && !table.remove(first));
+        let second = table.enrol("n7").unwrap().id;
+        assert_ne!(first, second);
+        assert_eq!(pid_block(first), pid_block(second));
+        assert_eq!(table.of_pid(pid_block(first).0).unwrap().id, second);
+        assert!(table.get(first).is_none());
+        table.remove(second);
+        assert!(![first, second].contains(&table.enrol("n7").unwrap().id));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whoever_comes_and_goes_no_two_nodes_share_a_block_or_have_a_number_again(
+            steps in proptest::collection::vec((proptest::prelude::any::<bool>(), 0_u32..12), 1..200),
+        ) {
+            let mut table = NodeTable::default();
+            let mut given = BTreeSet::new();
+            for (comes, number) in steps {
+                let name = format!("n{number}");
+                let known = table.by_name(&name).map(|node| node.id);
+                match (comes, known) {
+                    (true, None) => proptest::prop_assert!(given.insert(table.enrol(&name).unwrap().id)),
+                    (false, Some(id)) => proptest::prop_assert!(table.remove(id)),
+                    _ => {}
+                }
+                let blocks: BTreeSet<_> = table.iter().map(|node| pid_block(node.id).0).collect();
+                proptest::prop_assert_eq!(blocks.len(), table.iter().count());
+            }
+        }
     }
 
     #[test]

@@ -313,7 +313,11 @@ pub fn resolve(nodes: &NodeTable, text: &str) -> Result<Vec<NodeId>, Refusal> {
                 .map(|node| node.name.clone())
                 .collect(),
         ),
-        _ => None,
+        name => {
+            let inside = nodes.iter().filter(|node| node.groups.contains(name));
+            let names: Vec<_> = inside.map(|node| node.name.clone()).collect();
+            (!names.is_empty()).then_some(names)
+        }
     };
     let set = NodeSet::parse(text, &group)
         .map_err(|error| Refusal::new(error.to_string(), "for example: n1,n3 or n[1-4]!n2"))?;
@@ -366,14 +370,7 @@ mod tests {
     fn selection(nodes: Option<&str>) -> NodeSelection {
         NodeSelection {
             nodes: nodes.map(str::to_owned),
-            all: false,
-            exclude: None,
-            prefer: Vec::new(),
-            node_count: None,
-            task_count: None,
-            exclusive: false,
-            now: false,
-            memory_kib: None,
+            ..NodeSelection::default()
         }
     }
 

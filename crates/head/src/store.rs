@@ -78,7 +78,11 @@ impl Store {
              CREATE TABLE IF NOT EXISTS interface (
                  name TEXT PRIMARY KEY, address TEXT NOT NULL, prefix INTEGER NOT NULL,
                  is_proxy INTEGER NOT NULL, gateway TEXT, sets_address INTEGER NOT NULL);
-             CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);",
+             CREATE TABLE IF NOT EXISTS setting (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS retired (id INTEGER PRIMARY KEY);
+             CREATE TABLE IF NOT EXISTS node_group (
+                 node INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (node, name));
+             CREATE TABLE IF NOT EXISTS group_image (name TEXT PRIMARY KEY, image TEXT NOT NULL);",
         )?;
         // Made by a version that did not keep this: then every node may have been a member.
         let columns = db.prepare("SELECT * FROM node")?.column_count();
@@ -152,7 +156,47 @@ impl Store {
             node.is_virtual = row.get(7)?;
             node.may_live = row.get(8)?;
         }
+        let mut query = self.db.prepare("SELECT node, name FROM node_group")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(node) = table.get_mut(NodeId(row.get(0)?)) {
+                node.groups.insert(row.get(1)?);
+            }
+        }
+        let mut query = self.db.prepare("SELECT id FROM retired")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            table.retire(NodeId(row.get(0)?));
+        }
         Ok(table)
+    }
+
+    /// Forgets a node for good; its number is remembered as one that is never given again.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn drop_node(&self, id: NodeId) -> Result<(), StoreError> {
+        let together = self.db.unchecked_transaction()?;
+        together.execute("INSERT OR IGNORE INTO retired VALUES (?1)", params![id.0])?;
+        together.execute("DELETE FROM node WHERE id = ?1", params![id.0])?;
+        together.execute("DELETE FROM node_group WHERE node = ?1", params![id.0])?;
+        together.commit()?;
+        Ok(())
+    }
+
+    /// Keeps the groups that a node is in.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_groups(&self, node: &Node) -> Result<(), StoreError> {
+        let together = self.db.unchecked_transaction()?;
+        together.execute("DELETE FROM node_group WHERE node = ?1", params![node.id.0])?;
+        for group in &node.groups {
+            let values = params![node.id.0, group];
+            together.execute("INSERT INTO node_group VALUES (?1, ?2)", values)?;
+        }
+        together.commit()?;
+        Ok(())
     }
 
     /// Keeps a node.
@@ -295,6 +339,24 @@ mod tests {
         store.put_node(node).unwrap();
         let read = store.nodes().unwrap();
         assert_eq!(read.by_name("n3").unwrap(), table.by_name("n3").unwrap());
+    }
+
+    #[test]
+    fn a_removed_nodes_number_is_not_given_again_by_a_new_head() {
+        let store = store();
+        let mut table = NodeTable::default();
+        let node = table.enrol("n3").unwrap();
+        node.groups.insert("gpu".into());
+        store.put_node(node).unwrap();
+        store.put_groups(node).unwrap();
+        let (id, groups) = (node.id, node.groups.clone());
+        assert_eq!(store.nodes().unwrap().get(id).unwrap().groups, groups);
+        store.drop_node(id).unwrap();
+        let mut read = store.nodes().unwrap();
+        assert!(read.by_name("n3").is_none());
+        let again = read.enrol("n3").unwrap();
+        assert_ne!(again.id, id);
+        assert!(again.groups.is_empty());
     }
 
     #[test]

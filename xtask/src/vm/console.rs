@@ -17,6 +17,8 @@ const FATAL: &[&str] = &["Kernel panic - not syncing", "No bootable device."];
 /// A VGA's memory in text mode: 80 columns, with the rows that have scrolled away.
 const SCREEN: (u64, usize) = (0xb_8000, 0x8000);
 const COLUMNS: usize = 80;
+/// A kernel's lines are not quite in the order of their times.
+const DISORDER_S: f64 = 0.1;
 /// QEMU's monitor is ready for the next command.
 const PROMPT: &[u8] = b"(qemu) ";
 const MONITOR: Duration = Duration::from_secs(10);
@@ -119,7 +121,7 @@ impl Screen {
             .and_then(|()| std::fs::read(&dump))
             .unwrap_or_default();
         if !cells.is_empty() {
-            let text = rows(&cells);
+            let text = newest_last(&rows(&cells));
             // For whoever looks for the reason of a failure.
             let _ = std::fs::write(path, &text);
             *self.seen.borrow_mut() = text;
@@ -182,6 +184,29 @@ fn rows(cells: &[u8]) -> String {
     text
 }
 
+/// When it has scrolled often enough, the screen begins anew at its memory's start: what comes
+/// after its newest lines is its oldest. A kernel's lines say when they were written.
+fn newest_last(text: &str) -> String {
+    let time = |line: &str| -> Option<f64> {
+        let (time, _) = line.strip_prefix('[')?.split_once(']')?;
+        time.trim().parse().ok()
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let mut oldest = 0;
+    let mut before = 0.0;
+    for (index, line) in lines.iter().enumerate() {
+        let Some(time) = time(line) else { continue };
+        // A kernel that starts after another begins at 0.
+        if time > 0.0 && time + DISORDER_S < before {
+            oldest = index;
+        }
+        before = time;
+    }
+    let (newer, older) = lines.split_at(oldest);
+    let lines = older.iter().chain(newer);
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 fn line_with(text: &str, wanted: &str) -> Option<String> {
     let at = text.find(wanted)?;
     let start = text[..at].rfind('\n').map_or(0, |end| end + 1);
@@ -240,6 +265,15 @@ mod tests {
         cells.resize(2 * COLUMNS * 4, 0);
         let text = rows(&cells);
         assert_eq!(text, format!("iPXE\n{}y\n\n", "x".repeat(COLUMNS)));
+    }
+
+    #[test]
+    fn a_screen_that_began_anew_is_put_in_order() {
+        let torn = "[    4.9] new\n[    5.0] newer\nfolded\n[    0.7] old\n[    4.8] less old\n";
+        let whole = "[    0.7] old\n[    4.8] less old\n[    4.9] new\n[    5.0] newer\nfolded\n";
+        assert_eq!(newest_last(torn), whole);
+        let again = "[    9.0] before\n[    0.0] a new kernel\n[    0.9] its line\n";
+        assert_eq!(newest_last(again), again);
     }
 
     #[test]

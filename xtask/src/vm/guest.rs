@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// The least that a node needs.
 pub(super) const SMALL_MIB: u32 = 112;
+/// What QEMU's own guests have.
+const VIRTIO: &str = "virtio-net-pci";
 /// OVMF itself takes more than half of this.
 pub(super) const UEFI_MIB: u32 = 256;
 
@@ -39,12 +41,19 @@ pub(super) enum Firmware {
     UefiHttp,
     /// SeaBIOS and a CD.
     Cdrom(PathBuf),
-    /// No firmware to speak of.
-    Kernel {
-        kernel: PathBuf,
-        initramfs: PathBuf,
-        arguments: String,
-    },
+    /// SeaBIOS or OVMF, and a USB stick.
+    Stick { medium: PathBuf, is_uefi: bool },
+    /// SeaBIOS and the first of its disks; nothing is asked of the network.
+    Disk,
+}
+
+impl Firmware {
+    fn is_uefi(&self) -> bool {
+        matches!(
+            self,
+            Firmware::UefiPxe | Firmware::UefiHttp | Firmware::Stick { is_uefi: true, .. }
+        )
+    }
 }
 
 /// A machine that could be switched on.
@@ -55,6 +64,10 @@ pub(super) struct Plan {
     pub(super) mac: String,
     pub(super) firmware: Firmware,
     pub(super) memory_mib: u32,
+    /// Its network card, as QEMU calls it.
+    pub(super) card: &'static str,
+    /// Its disks: their serial numbers, and the files that they are.
+    pub(super) disks: Vec<(&'static str, PathBuf)>,
     /// Its console is a screen rather than a serial line, as a PC's is.
     pub(super) screen: bool,
     /// It may start anew; else that ends it, so that a crash is not overlooked.
@@ -63,14 +76,12 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(name: &str, firmware: Firmware) -> Plan {
-        // OVMF paints its screen, which nobody could read. A kernel of ours is told of the line.
-        let screen = !matches!(
-            firmware,
-            Firmware::UefiPxe | Firmware::UefiHttp | Firmware::Kernel { .. }
-        );
-        let memory_mib = match firmware {
-            Firmware::UefiPxe | Firmware::UefiHttp => UEFI_MIB,
-            _ => SMALL_MIB,
+        // OVMF paints its screen, which nobody could read.
+        let screen = !firmware.is_uefi();
+        let memory_mib = if firmware.is_uefi() {
+            UEFI_MIB
+        } else {
+            SMALL_MIB
         };
         let [.., high, low] = hash(name).to_be_bytes();
         Plan {
@@ -78,17 +89,25 @@ impl Plan {
             mac: format!("52:54:00:77:{high:02x}:{low:02x}"),
             firmware,
             memory_mib,
+            card: VIRTIO,
+            disks: Vec::new(),
             screen,
             reboots: false,
         }
     }
 
-    fn is_uefi(&self) -> bool {
-        matches!(self.firmware, Firmware::UefiPxe | Firmware::UefiHttp)
-    }
-
     pub(super) fn memory(mut self, mib: u32) -> Plan {
         self.memory_mib = mib;
+        self
+    }
+
+    pub(super) fn card(mut self, card: &'static str) -> Plan {
+        self.card = card;
+        self
+    }
+
+    pub(super) fn disk(mut self, serial: &'static str, file: PathBuf) -> Plan {
+        self.disks.push((serial, file));
         self
     }
 
@@ -150,7 +169,7 @@ impl<'a> Guest<'a> {
 
     /// Whether its console is one that a kernel uses without being told: a PC's screen is.
     pub(super) fn shows_kernel(&self) -> bool {
-        self.plan.screen || matches!(self.plan.firmware, Firmware::Kernel { .. })
+        self.plan.screen
     }
 
     pub(super) fn is_running(&self) -> bool {
@@ -200,7 +219,7 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
     let mut words: Vec<String> = Vec::new();
     let mut add = |more: &str| words.extend(more.split(' ').map(str::to_owned));
     add("-accel tcg -display none -nodefaults");
-    let mut machine = if plan.is_uefi() { "q35" } else { "pc" }.to_owned();
+    let mut machine = if plan.firmware.is_uefi() { "q35" } else { "pc" }.to_owned();
     if plan.screen {
         add("-vga std -monitor");
         let socket = monitor(plan, dir);
@@ -223,7 +242,7 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
     add(&format!(
         "-netdev tap,id=n0,ifname={tap},script=no,downscript=no"
     ));
-    let mut card = format!("virtio-net-pci,netdev=n0,mac={}", plan.mac);
+    let mut card = format!("{},netdev=n0,mac={}", plan.card, plan.mac);
     match &plan.firmware {
         Firmware::BiosIpxe => {
             card.push_str(",bootindex=1");
@@ -239,37 +258,49 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
         Firmware::UefiPxe | Firmware::UefiHttp => {
             // iPXE's option ROM would be asked before OVMF's own.
             card.push_str(",romfile=,bootindex=1");
-            let variables = dir.join(format!("{}.vars", plan.name));
-            fs::copy(OVMF_VARIABLES, &variables).context(OVMF_VARIABLES)?;
-            add("-device virtio-rng-pci");
-            add(&format!(
-                "-drive if=pflash,format=raw,readonly=on,file={OVMF_CODE}"
-            ));
-            add(&format!(
-                "-drive if=pflash,format=raw,file={}",
-                variables.display()
-            ));
             if matches!(plan.firmware, Firmware::UefiHttp) {
                 add(&format!("-fw_cfg {NO_PXE} -fw_cfg {NO_PXE6}"));
             }
         }
+        Firmware::Disk => card.push_str(",romfile="),
         Firmware::Cdrom(path) => {
             card.push_str(",romfile=");
             add("-boot d -cdrom");
             add(&path.to_string_lossy());
         }
-        Firmware::Kernel {
-            kernel,
-            initramfs,
-            arguments,
-        } => {
+        Firmware::Stick { medium, .. } => {
             card.push_str(",romfile=");
-            add("-kernel");
-            add(&kernel.to_string_lossy());
-            add("-initrd");
-            add(&initramfs.to_string_lossy());
-            words.extend(["-append".to_owned(), arguments.clone()]);
+            add("-device qemu-xhci -device usb-storage,drive=stick,bootindex=1");
+            add("-drive");
+            // Two machines may have one of the same.
+            let file = medium.display();
+            add(&format!(
+                "if=none,id=stick,format=raw,readonly=on,file={file}"
+            ));
         }
+    }
+    if plan.firmware.is_uefi() {
+        let variables = dir.join(format!("{}.vars", plan.name));
+        fs::copy(OVMF_VARIABLES, &variables).context(OVMF_VARIABLES)?;
+        add("-device virtio-rng-pci");
+        add(&format!(
+            "-drive if=pflash,format=raw,readonly=on,file={OVMF_CODE}"
+        ));
+        add(&format!(
+            "-drive if=pflash,format=raw,file={}",
+            variables.display()
+        ));
+    }
+    for (index, (serial, file)) in plan.disks.iter().enumerate() {
+        let file = file.display();
+        let is_started = index == 0 && matches!(plan.firmware, Firmware::Disk);
+        let order = if is_started { ",bootindex=1" } else { "" };
+        words.extend([
+            "-drive".to_owned(),
+            format!("if=none,id={serial},format=raw,cache=unsafe,file={file}"),
+            "-device".to_owned(),
+            format!("virtio-blk-pci,drive={serial},serial={serial}{order}"),
+        ]);
     }
     words.extend(["-device".to_owned(), card]);
     Ok(words)

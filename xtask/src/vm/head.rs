@@ -14,22 +14,21 @@ use serde_json::Value;
 use super::guest::Guest;
 use super::stage::Stage;
 use super::wire::{PORT, Wire};
+use crate::debs::Kernel;
 use crate::run::text_of;
 
 /// The head's address on the wire.
 pub(super) const ADDRESS: &str = "10.77.0.1/24";
 /// Any user but root, whose commands don't run on other machines.
 const USER: u32 = 65_534;
-/// A kernel shows itself on the serial line, and does not panic where QEMU is slow.
-pub(super) const ARGUMENTS: &str = "console=ttyS0 no_timer_check";
 /// What a console shows before the code.
 pub(super) const CODE: &str = "Code ";
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A head that answers, or a command of it.
 const COMMAND: Duration = Duration::from_secs(60);
-/// Compressing a debugging build.
-const IMAGE: Duration = Duration::from_secs(240);
+/// Compressing a debugging build, or a full system.
+pub(super) const IMAGE: Duration = Duration::from_secs(400);
 /// From the mains switch to the list of unknown machines, on a loaded machine.
 const KNOCK: Duration = Duration::from_secs(150);
 /// From an answer to the firmware to the code on the console.
@@ -58,12 +57,27 @@ impl<'a> Head<'a> {
         let head = Head::bare(stage, Wire::lay(PORT, Some(ADDRESS))?);
         head.admin(&["init"])?;
         head.start()?;
-        let kernel = stage.kernel.image.to_string_lossy();
-        let modules = stage.kernel.modules.to_string_lossy();
-        let words = ["image", "build", "--kernel", &kernel, "--modules", &modules];
-        head.admin_within(&words, IMAGE)?;
-        stage.say("an image is built");
+        head.build(stage.kernel, &[])?;
         Ok(head)
+    }
+
+    /// Likewise, with a full system in the image.
+    pub(super) fn with_system(stage: &'a Stage<'a>, words: &[&str]) -> Result<Head<'a>> {
+        let head = Head::bare(stage, Wire::lay(PORT, Some(ADDRESS))?);
+        head.admin(&["init"])?;
+        head.start()?;
+        head.build(stage.kernel, words)?;
+        Ok(head)
+    }
+
+    /// Builds an image.
+    pub(super) fn build(&self, kernel: &Kernel, more: &[&str]) -> Result<()> {
+        let image = kernel.image.to_string_lossy();
+        let modules = kernel.modules.to_string_lossy();
+        let words = ["image", "build", "--kernel", &image, "--modules", &modules];
+        self.admin_within(&[&words[..], more].concat(), IMAGE)?;
+        self.stage.say("an image is built");
+        Ok(())
     }
 
     /// Nothing yet.
@@ -137,9 +151,15 @@ impl<'a> Head<'a> {
         self.admin_within(words, COMMAND)
     }
 
-    fn admin_within(&self, words: &[&str], timeout: Duration) -> Result<String> {
+    pub(super) fn admin_within(&self, words: &[&str], timeout: Duration) -> Result<String> {
         let mut command = self.command();
         succeed(command.args(words), timeout)
+    }
+
+    /// However it ends.
+    pub(super) fn admin_output(&self, words: &[&str], timeout: Duration) -> Result<Output> {
+        let mut command = self.command();
+        ended(command.args(words), timeout)
     }
 
     fn json(&self, words: &[&str]) -> Result<Value> {
@@ -197,6 +217,12 @@ impl<'a> Head<'a> {
             .map(|entry| entry.path())
             .find(|path| path.join("kernel").exists())
             .with_context(|| format!("there is no image in {}", dir.display()))
+    }
+
+    /// What a machine has told of itself.
+    pub(super) fn log_of(&self, node: &str) -> Result<String> {
+        let path = self.dir.join(format!("state/nodes/{node}.log"));
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     /// The machines that nobody knows, as the list has them.
@@ -288,6 +314,25 @@ impl<'a> Head<'a> {
         self.wait_for_node(node, timeout, wanted, |state| state == wanted)
     }
 
+    /// Waits until a node that starts anew is up, as long as its machine is on.
+    pub(super) fn wait_for_return(
+        &self,
+        guest: &Guest<'_>,
+        node: &str,
+        timeout: Duration,
+    ) -> Result<()> {
+        let mut is_on = true;
+        self.wait_for_node(node, timeout, "up", |state| {
+            is_on = guest.is_running();
+            state == "up" || !is_on
+        })
+        .with_context(|| guest.console.tail())?;
+        if !is_on {
+            bail!("{node}'s machine has been reset:{}", guest.console.tail());
+        }
+        Ok(())
+    }
+
     /// Waits until a node is in any other state.
     pub(super) fn wait_for_state_but(
         &self,
@@ -305,7 +350,7 @@ impl<'a> Head<'a> {
         node: &str,
         timeout: Duration,
         wanted: &str,
-        is_wanted: impl Fn(&str) -> bool,
+        mut is_wanted: impl FnMut(&str) -> bool,
     ) -> Result<()> {
         let started = Instant::now();
         loop {

@@ -22,9 +22,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::debs::Kernel;
-use crate::{debs, packages, run};
+use crate::{debootstrap, debs, packages, run};
 use ground::Ground;
-use scenarios::{SCENARIOS, SMOKE, Scenario};
+use scenarios::{Need, SCENARIOS, SMOKE, Scenario};
 use stage::Stage;
 
 /// What guests and their surroundings need from Debian.
@@ -32,18 +32,25 @@ const PACKAGES: &[&str] = &[
     "binutils",
     "cpio",
     "dnsmasq-base",
+    "e2fsprogs",
     "gcc",
+    "grub-common",
+    "grub-efi-amd64-bin",
+    "grub-pc-bin",
     "iproute2",
     "ipxe",
     "ipxe-qemu",
     "kmod",
     "libc6-dev",
     "make",
+    "mtools",
     "nftables",
     "ovmf",
     "qemu-system-x86",
     "seabios",
+    "squashfs-tools",
     "util-linux",
+    "xorriso",
 ];
 /// Unpacked only: it would drive out the other busybox of whoever has that.
 const BUSYBOX: &str = "busybox-static";
@@ -103,21 +110,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let target = workspace.join("target");
     if let Some(dir) = &args.ground {
         let binary = args.binary.as_deref().context("no binary is named")?;
-        let kernel = Kernel::fetch(&target)?;
-        return play(
-            &Ground::arrive(dir)?,
-            &chosen,
-            &target.join("vm"),
-            &kernel,
-            binary,
-            workspace,
-        );
+        return play(&Ground::arrive(dir)?, &chosen, binary, workspace);
     }
     // The ground has no way to a mirror.
     packages::install(PACKAGES)?;
     Kernel::fetch(&target)?;
-    if chosen.iter().any(|scenario| scenario.needs_busybox) {
+    let needed = |need| chosen.iter().any(|scenario| scenario.needs.contains(&need));
+    if needed(Need::Busybox) {
         debs::fetch(&target, BUSYBOX)?;
+    }
+    if needed(Need::GenericKernel) {
+        Kernel::fetch_generic(&target)?;
+    }
+    if needed(Need::System) {
+        debootstrap::fetch(&target)?;
+    }
+    if needed(Need::Resolved) {
+        scenarios::fetch_resolved(&target)?;
     }
     let binary = match &args.binary {
         Some(path) => path.canonicalize().context("--binary")?,
@@ -151,19 +160,19 @@ fn choose(args: &Args) -> Result<Vec<&'static Scenario>> {
     args.names.iter().map(|name| named(name)).collect()
 }
 
-fn play(
-    ground: &Ground,
-    chosen: &[&Scenario],
-    logs: &Path,
-    kernel: &Kernel,
-    binary: &Path,
-    workspace: &Path,
-) -> Result<()> {
+fn play(ground: &Ground, chosen: &[&Scenario], binary: &Path, workspace: &Path) -> Result<()> {
+    let target = workspace.join("target");
+    let logs = target.join("vm");
     let mut failed = Vec::new();
     for scenario in chosen {
         println!("\n--- {}: {}", scenario.name, scenario.about);
         let started = Instant::now();
-        let stage = Stage::set(ground, scenario.name, logs, kernel, binary, workspace)?;
+        let kernel = if scenario.needs.contains(&Need::GenericKernel) {
+            Kernel::fetch_generic(&target)?
+        } else {
+            Kernel::fetch(&target)?
+        };
+        let stage = Stage::set(ground, scenario.name, &logs, &kernel, binary, workspace)?;
         let result = (scenario.play)(&stage);
         ground.kill_strays();
         let took = started.elapsed().as_secs_f64();

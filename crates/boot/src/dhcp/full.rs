@@ -6,7 +6,7 @@ use wiglaf_wire::boot::{Mac, Stage};
 
 use super::options::code;
 use super::packet::Packet;
-use super::reply::{self, INFINITE_S, Message};
+use super::reply::{self, Message, Term};
 use super::server::{Asked, Server};
 use super::told::Topic;
 use super::{Effect, UNKNOWN_LEASE_S};
@@ -54,7 +54,8 @@ impl Server {
         if wanted.is_none() && !is_selecting {
             return;
         }
-        let address = if asked.is_ours {
+        let lent = self.lent_before(asked, is_selecting, wanted);
+        let address = if asked.is_ours && lent.is_none() {
             let Some(address) = self.fixed_address(asked, out) else {
                 return;
             };
@@ -71,7 +72,7 @@ impl Server {
         };
         match address {
             Some(address) if wanted.is_none_or(|wanted| wanted == address) => {
-                if !asked.is_ours {
+                if !asked.is_ours || lent.is_some() {
                     out.extend(
                         self.leases
                             .take(asked.now_ms, asked.mac())
@@ -79,10 +80,26 @@ impl Server {
                     );
                 }
                 self.grant(asked, Some(Message::Ack), address, out);
-                self.see(asked, Stage::Addressed, Some(address), out);
+                if !asked.is_running() {
+                    self.see(asked, Stage::Addressed, Some(address), out);
+                }
             }
             _ => Server::refuse(asked, out),
         }
+    }
+
+    /// What a machine was offered that nobody knew then. UEFI's firmware takes no for a failure
+    /// of the network, and tries no more. It has the address for as long as an unknown machine
+    /// would, and what it boots asks for its own.
+    fn lent_before(
+        &self,
+        asked: &Asked,
+        is_selecting: bool,
+        wanted: Option<Ipv4Addr>,
+    ) -> Option<Ipv4Addr> {
+        let may_be = asked.is_ours && asked.boots() && is_selecting;
+        let held = may_be.then(|| self.held_by(asked))?;
+        held.filter(|held| wanted == Some(*held))
     }
 
     /// It has chosen another server's offer: ours is free again.
@@ -110,10 +127,12 @@ impl Server {
         ack.client = own;
         let machine = self.machines.get(asked.mac());
         let name = machine.and_then(|machine| machine.host_name());
-        reply::add_network(&mut ack, &asked.network, name);
+        reply::add_network(&mut ack, &asked.network, &self.head, name);
         self.add_boot(asked, &mut ack, out);
         Server::send(asked, &ack, out);
-        self.see(asked, Stage::Addressed, Some(own), out);
+        if !asked.is_running() {
+            self.see(asked, Stage::Addressed, Some(own), out);
+        }
     }
 
     /// It found somebody else at the address that it was given.
@@ -194,14 +213,14 @@ impl Server {
         }
         let machine = self.machines.get(asked.mac());
         let name = machine.and_then(|machine| machine.host_name());
-        reply::add_network(&mut answer, &asked.network, name);
+        reply::add_network(&mut answer, &asked.network, &self.head, name);
         if message.is_some() {
-            let lease_s = if asked.is_ours {
-                INFINITE_S
-            } else {
-                UNKNOWN_LEASE_S
-            };
-            reply::add_lease(&mut answer, lease_s);
+            let own = self
+                .machines
+                .get(asked.mac())
+                .map(|machine| machine.address);
+            let term = Term::of(asked.client.kind, own == Some(address));
+            reply::add_lease(&mut answer, term);
         }
         self.add_boot(asked, &mut answer, out);
         Server::send(asked, &answer, out);

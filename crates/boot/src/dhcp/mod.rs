@@ -41,6 +41,14 @@ pub const CLIENT_PORT: u16 = 68;
 pub const PROXY_PORT: u16 = 4011;
 /// What a machine that nobody knows gets an address for.
 pub const UNKNOWN_LEASE_S: u32 = 120;
+/// What an adopted machine gets its address for: it is its own, so this is only how soon another
+/// system there hears of a new one.
+const ADOPTED_LEASE_S: u32 = 24 * 3_600;
+/// What our own `/init` gets it for. It asks again much sooner, so that it hears of another head
+/// or router; a head that is away for a while is no reason to give the address up.
+const AGENT_LEASE_S: u32 = 3_600;
+const AGENT_RENEW_S: u32 = 30;
+const AGENT_REBIND_S: u32 = 45;
 
 /// The port that a packet arrived at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

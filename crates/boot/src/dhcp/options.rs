@@ -13,6 +13,8 @@ pub mod code {
     pub const SUBNET_MASK: u8 = 1;
     /// The way out.
     pub const ROUTER: u8 = 3;
+    /// Who resolves names.
+    pub const NAME_SERVER: u8 = 6;
     /// What the client should call itself.
     pub const HOST_NAME: u8 = 12;
     /// The network's broadcast address.

@@ -16,6 +16,9 @@ use super::{CLIENT_PORT, Destination, Effect};
 
 impl Server {
     pub(super) fn proxy(&mut self, asked: &Asked, out: &mut Vec<Effect>) {
+        if asked.is_running_agent() && Message::of(asked.packet) != Some(Message::Inform) {
+            return;
+        }
         let is_agent = asked.is_ours && asked.client.kind == Kind::Agent;
         // What else starts here has an administrator of its own.
         if !asked.boots() && !asked.is_ours {
@@ -49,7 +52,9 @@ impl Server {
                 if self.add_boot(asked, &mut ack, out) {
                     Server::send(asked, &ack, out);
                 }
-                self.see(asked, Stage::Addressed, Some(own), out);
+                if !asked.is_running() {
+                    self.see(asked, Stage::Addressed, Some(own), out);
+                }
             }
             _ => {}
         }

@@ -9,10 +9,11 @@ use super::loaders::Loaders;
 use super::network::Network;
 use super::options::code;
 use super::packet::{Operation, Packet};
-use super::{CLIENT_PORT, Destination, SERVER_PORT};
+use super::{
+    ADOPTED_LEASE_S, AGENT_LEASE_S, AGENT_REBIND_S, AGENT_RENEW_S, CLIENT_PORT, Destination,
+    SERVER_PORT, UNKNOWN_LEASE_S,
+};
 
-/// A lease without end (RFC 2131, section 3.3).
-pub(super) const INFINITE_S: u32 = u32::MAX;
 /// What every client takes (RFC 2131, section 2), and the most that an Ethernet frame holds;
 /// both with the headers of IP and UDP.
 const MIN_DATAGRAM: u16 = 576;
@@ -82,6 +83,8 @@ pub(super) struct Head {
     pub(super) port: u16,
     pub(super) http_port: u16,
     pub(super) cluster: String,
+    /// Machines that were adopted can ask us for names.
+    pub(super) resolves: bool,
 }
 
 /// What every answer has: whose it is, whom it answers, and what is sent back as it came.
@@ -107,8 +110,13 @@ pub(super) fn answer(network: &Network, asked: &Packet, message: Option<Message>
     reply
 }
 
-/// An address with its network's particulars.
-pub(super) fn add_network(reply: &mut Packet, network: &Network, name: Option<&[u8]>) {
+/// An address with its network's particulars. Only machines that were adopted have a name.
+pub(super) fn add_network(
+    reply: &mut Packet,
+    network: &Network,
+    head: &Head,
+    name: Option<&[u8]>,
+) {
     let options = &mut reply.options;
     options.set(code::SUBNET_MASK, network.mask().octets());
     if let Some(gateway) = network.gateway {
@@ -119,17 +127,48 @@ pub(super) fn add_network(reply: &mut Packet, network: &Network, name: Option<&[
     }
     if let Some(name) = name {
         options.set(code::HOST_NAME, name);
+        if head.resolves {
+            options.set(code::NAME_SERVER, network.address.octets());
+        }
     }
 }
 
-/// For how long, and when to ask again: RFC 2131's half and seven eighths, if it ever ends.
-pub(super) fn add_lease(reply: &mut Packet, lease_s: u32) {
-    reply.options.set(code::LEASE_TIME, lease_s.to_be_bytes());
-    if lease_s != INFINITE_S {
-        let rebind_s = lease_s - lease_s / 8;
-        reply.options.set(code::RENEW, (lease_s / 2).to_be_bytes());
-        reply.options.set(code::REBIND, rebind_s.to_be_bytes());
+/// For how long, and when to ask again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term {
+    lease_s: u32,
+    renew_s: u32,
+    rebind_s: u32,
+}
+
+impl Term {
+    /// RFC 2131's half and seven eighths (section 4.4.5).
+    fn usual(lease_s: u32) -> Term {
+        Term {
+            lease_s,
+            renew_s: lease_s / 2,
+            rebind_s: lease_s - lease_s / 8,
+        }
     }
+
+    pub(super) fn of(kind: Kind, is_ours: bool) -> Term {
+        match kind {
+            _ if !is_ours => Term::usual(UNKNOWN_LEASE_S),
+            Kind::Agent => Term {
+                lease_s: AGENT_LEASE_S,
+                renew_s: AGENT_RENEW_S,
+                rebind_s: AGENT_REBIND_S,
+            },
+            _ => Term::usual(ADOPTED_LEASE_S),
+        }
+    }
+}
+
+pub(super) fn add_lease(reply: &mut Packet, term: Term) {
+    let options = &mut reply.options;
+    options.set(code::LEASE_TIME, term.lease_s.to_be_bytes());
+    options.set(code::RENEW, term.renew_s.to_be_bytes());
+    options.set(code::REBIND, term.rebind_s.to_be_bytes());
 }
 
 /// What to boot. The second is false if there is no boot program for the client.

@@ -57,6 +57,17 @@ impl Asked<'_> {
         matches!(self.client.kind, Kind::Firmware(..) | Kind::Ipxe)
     }
 
+    /// It is a node's `/init`, or another system, that has its address already and asks whether all
+    /// is as it was. No machine boots: a permit to join must not come of that.
+    pub(super) fn is_running(&self) -> bool {
+        !self.boots() && reply::own_address(self.packet).is_some()
+    }
+
+    /// The same, and it is our `/init`.
+    pub(super) fn is_running_agent(&self) -> bool {
+        self.client.kind == Kind::Agent && self.is_running()
+    }
+
     fn machine(&self) -> Option<Mac> {
         self.is_ours.then_some(self.mac())
     }
@@ -76,12 +87,18 @@ impl Server {
                 port: 0,
                 http_port: 0,
                 cluster: String::new(),
+                resolves: false,
             },
             told: Told::default(),
         };
         server.leases.restore(&leases);
         server.configure(settings);
         server
+    }
+
+    /// Whether machines that were adopted can ask us for names from now on.
+    pub fn resolve_names(&mut self, resolves: bool) {
+        self.head.resolves = resolves;
     }
 
     /// Replaces the settings. What is leased stays leased.
@@ -102,6 +119,7 @@ impl Server {
             port: settings.head_port,
             http_port: settings.http_port,
             cluster: settings.cluster,
+            resolves: self.head.resolves,
         };
         for address in self.machines.addresses() {
             self.leases.withdraw(address);
@@ -137,7 +155,8 @@ impl Server {
         let Ok(packet) = Packet::parse(bytes) else {
             return out;
         };
-        if !is_for_us(&network, from, port, &packet) {
+        let is_ours = self.machines.get(packet.hardware).is_some();
+        if !is_for_us(&network, from, port, &packet, is_ours) {
             return out;
         }
         self.leases
@@ -148,7 +167,7 @@ impl Server {
             network,
             from,
             client: Client::of(&packet),
-            is_ours: self.machines.get(packet.hardware).is_some(),
+            is_ours,
             packet: &packet,
         };
         self.look_for_twins(&asked, &mut out);
@@ -336,7 +355,13 @@ pub(super) fn giveable(
 }
 
 /// Whether it is a client's, and from here: no answer of ours leaves the interface's network.
-fn is_for_us(network: &Network, from: SocketAddrV4, port: Port, packet: &Packet) -> bool {
+fn is_for_us(
+    network: &Network,
+    from: SocketAddrV4,
+    port: Port,
+    packet: &Packet,
+    is_ours: bool,
+) -> bool {
     if packet.operation != Operation::Request
         || !packet.hardware.is_unicast()
         || packet.hardware == probe_mac(packet.transaction)
@@ -358,7 +383,10 @@ fn is_for_us(network: &Network, from: SocketAddrV4, port: Port, packet: &Packet)
     if !packet.relay.is_unspecified() {
         return port == Port::Server && packet.hops <= MAX_HOPS && is_local(packet.relay);
     }
-    from.ip().is_unspecified() || is_local(*from.ip())
+    // An adopted machine with an address of the network that was here before is told that it has
+    // none any more; that goes to everybody on the wire.
+    let is_outdated = is_ours && Message::of(packet) == Some(Message::Request);
+    from.ip().is_unspecified() || is_local(*from.ip()) || is_outdated
 }
 
 /// A probe's own Ethernet address: a local one that nobody has, and that tells which probe.

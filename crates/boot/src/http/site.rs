@@ -26,6 +26,10 @@ const LINES_BYTES_PER_S: u64 = 4 << 10;
 /// The first line of an agent's first message.
 const INIT_LINE: &str = "stage init";
 
+/// Where a medium is among the images: in a folder of its own, with its number.
+const MEDIUM_FOLDER: &str = ".medium-";
+const MEDIUM_FILE: &str = "medium";
+
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker {
@@ -190,6 +194,7 @@ impl Site {
             (Some("image"), Some(image), Some(file), None) => {
                 self.image(now_ms, asker, image, file)
             }
+            (Some("medium"), Some(number), None, None) => self.medium(now_ms, asker, number),
             _ => Decision::Refused(404, "there is nothing of that name"),
         }
     }
@@ -258,6 +263,21 @@ impl Site {
             image: image.to_owned(),
             file: file.to_owned(),
             seen: stage.map(|stage| (machine.mac, stage)),
+        }
+    }
+
+    /// A medium that some node is to write to its disk. Like images, it has no secrets.
+    fn medium(&self, now_ms: u64, asker: Asker, number: &str) -> Decision {
+        if self.owner(now_ms, asker).is_none() {
+            return Decision::Refused(403, "media are for machines that were adopted");
+        }
+        match number.parse::<u32>() {
+            Ok(number) => Decision::Image {
+                image: format!("{MEDIUM_FOLDER}{number}"),
+                file: MEDIUM_FILE.to_owned(),
+                seen: None,
+            },
+            Err(_) => Decision::Refused(404, "there is nothing of that name"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use wiglaf_wire::boot::{FromBoot, Mac};
 
-use super::wires::{LISTEN_MS, PROBE_AGAIN_MS, PROBE_MS, State, Wire};
+use super::wires::{LISTEN_MS, SILENT_MS, State, Wire};
 use super::{PACKETS_PER_TURN, Service, Watched};
 use crate::dhcp::{Effect, Lease, Port};
 
@@ -115,12 +115,15 @@ impl Service {
         self.announces |= is_changed;
         let wire = &mut self.wires[index];
         let was_plugged_in = wire.was_plugged_in();
-        let is_due = match wire.state {
+        let is_due = match &wire.state {
             State::New => wire.is_open(),
             // It may be another wire now. Machines are answered meanwhile: one at the other end of
             // the cable makes the link come and go while it starts.
             State::Answering(_) => was_plugged_in && !wire.is_proxy(),
-            State::Probing(_) | State::Silent => false,
+            State::Silent { again_ms, .. } => {
+                wire.is_open() && wire.has_link() && (was_plugged_in || *again_ms <= self.now_ms)
+            }
+            State::Probing(_) => false,
         };
         if !is_due {
             return;
@@ -176,13 +179,20 @@ impl Service {
         let Some(server) = probe.heard(PACKETS_PER_TURN, judge) else {
             return;
         };
-        *state = State::Silent;
+        let known = probe.known;
+        *state = State::Silent {
+            server,
+            again_ms: self.now_ms + SILENT_MS,
+        };
         self.announces = true;
+        if known == Some(server) {
+            return;
+        }
         let name = &settings.name;
         let text = format!(
             "another DHCP server answers on {name}: {server}. Nobody is given an address by us \
-             there. Switch it off, and then `wiglaf boot enable --interface {name}` again; or let \
-             it give the addresses: `wiglaf boot enable --interface {name} --proxy`"
+             there. Switch it off, then we answer within a minute or so; or let it give the \
+             addresses: `wiglaf boot enable --interface {name} --proxy`"
         );
         self.problem(Some(index), text);
     }
@@ -191,20 +201,23 @@ impl Service {
     pub(super) fn continue_probes(&mut self) -> Option<u64> {
         let now_ms = self.now_ms;
         let mut next = None;
-        for wire in &mut self.wires {
+        let mut gone = Vec::new();
+        for (index, wire) in self.wires.iter_mut().enumerate() {
             let (due, state) = match std::mem::replace(&mut wire.state, State::New) {
-                State::Probing(probe) if now_ms >= probe.since_ms + PROBE_MS => {
+                State::Probing(probe) if now_ms >= probe.since_ms + probe.wait_ms => {
                     self.announces = true;
+                    gone.extend(probe.known.map(|server| (index, server)));
                     let due = probe.since_ms + LISTEN_MS;
                     (Some(due), State::Answering(Some(probe)))
                 }
                 State::Probing(mut probe) => {
-                    let again_ms = probe.since_ms + PROBE_AGAIN_MS;
+                    // Once more, should the first be lost.
+                    let again_ms = probe.since_ms + probe.wait_ms / 2;
                     if now_ms >= again_ms {
                         probe.repeat();
                     }
                     let due = if probe.is_repeated {
-                        probe.since_ms + PROBE_MS
+                        probe.since_ms + probe.wait_ms
                     } else {
                         again_ms
                     };
@@ -224,10 +237,18 @@ impl Service {
                     (Some(due), State::Answering(Some(probe)))
                 }
                 State::Answering(_) => (None, State::Answering(None)),
-                state @ (State::New | State::Silent) => (None, state),
+                state @ (State::New | State::Silent { .. }) => (None, state),
             };
             wire.state = state;
             next = [next, due].into_iter().flatten().min();
+        }
+        for (index, server) in gone {
+            let name = &self.wires[index].settings.name;
+            let text = format!(
+                "the other DHCP server on {name}, {server}, answers no more: machines are given \
+                 addresses by us there again"
+            );
+            self.problem(Some(index), text);
         }
         next
     }

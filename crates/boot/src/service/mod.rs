@@ -5,6 +5,7 @@
 //! that it has; what it sees meanwhile the next head hears.
 
 mod clients;
+mod dns;
 mod exchange;
 mod files;
 mod frame;
@@ -26,6 +27,7 @@ use wiglaf_link::{Channel, Interest, Poll, Ready, Token};
 use wiglaf_wire::boot::{BootSettings, FromBoot, ToBoot};
 
 use self::clients::Clients;
+use self::dns::Dns;
 use self::exchange::Batch;
 use self::files::Files;
 use self::journal::Journal;
@@ -62,6 +64,7 @@ enum Watched {
     Probe(u64),
     Client,
     Transfer,
+    Dns(dns::Watched),
 }
 
 struct Service {
@@ -85,6 +88,7 @@ struct Service {
     batch: Batch,
     clients: Clients,
     transfers: Transfers,
+    dns: Dns,
     told: HashMap<String, u64>,
     started: Instant,
     /// Since the start, as of this turn.
@@ -146,6 +150,7 @@ impl Service {
             batch: Batch::default(),
             clients: Clients::default(),
             transfers: Transfers::default(),
+            dns: Dns::default(),
             told: HashMap::new(),
             started: Instant::now(),
             now_ms: 0,
@@ -198,6 +203,7 @@ impl Service {
                 Some(Watched::Probe(wire)) => self.probe_ready(wire),
                 Some(Watched::Client) => self.client_ready(ready),
                 Some(Watched::Transfer) => self.transfer_ready(token),
+                Some(Watched::Dns(what)) => self.dns_ready(token, what, ready.readable),
                 None => {}
             },
         }
@@ -211,6 +217,7 @@ impl Service {
             for index in 0..self.wires.len() {
                 self.attend(index);
             }
+            self.attend_dns();
         }
         let probes = self.continue_probes();
         self.wake_transfers();
@@ -221,7 +228,8 @@ impl Service {
         self.announce();
         let attend = (!self.wires.is_empty()).then_some(self.attend_at_ms);
         let sweep = (!self.clients.is_empty()).then_some(self.sweep_at_ms);
-        [attend, probes, self.transfers.due_ms(), sweep]
+        let names = self.dns_due();
+        [attend, probes, self.transfers.due_ms(), sweep, names]
             .into_iter()
             .flatten()
             .min()
@@ -279,6 +287,7 @@ impl Service {
             };
             match message {
                 ToBoot::Settings(settings) => self.configure(settings),
+                ToBoot::Names(names) => self.name(names.as_deref()),
                 ToBoot::End => self.is_ended = true,
             }
         }
@@ -325,9 +334,11 @@ impl Service {
                     Wire::new(self.next_wire, interface.clone())
                 }
             };
-            // Somebody has looked at it again, or it is another task.
-            if wire.settings.service != interface.service || matches!(wire.state, State::Silent) {
+            if wire.settings.service != interface.service {
                 wire.state = State::New;
+            } else if let State::Silent { again_ms, .. } = &mut wire.state {
+                // Perhaps somebody has looked at it.
+                *again_ms = 0;
             }
             wire.settings = interface.clone();
             if is_new_port {
@@ -348,6 +359,7 @@ impl Service {
         let loaders: Vec<_> = self.files.loaders().map(str::to_owned).collect();
         let is_without = loaders.is_empty();
         server.set_loaders(loaders);
+        server.resolve_names(self.dns.resolves());
         if is_without {
             let places: Vec<_> = self
                 .loader_directories
@@ -364,6 +376,7 @@ impl Service {
         for index in 0..self.wires.len() {
             self.attend(index);
         }
+        self.attend_dns();
         self.attend_at_ms = self.now_ms + ATTEND_MS;
         self.forget_closed();
         self.announces = true;
@@ -376,7 +389,7 @@ impl Service {
             Watched::Wire(number, _) | Watched::Probe(number) => {
                 wires.iter().any(|wire| wire.number == *number)
             }
-            Watched::Client | Watched::Transfer => true,
+            Watched::Client | Watched::Transfer | Watched::Dns(_) => true,
         });
     }
 
@@ -394,7 +407,12 @@ impl Service {
                 Ok(_) | Err(_) => None,
             })
             .collect();
-        self.outlet.tell(FromBoot::Ready { http });
+        let silent = self
+            .wires
+            .iter()
+            .filter_map(|wire| Some((wire.settings.name.clone(), wire.silent_for()?)))
+            .collect();
+        self.outlet.tell(FromBoot::Ready { http, silent });
     }
 
     // --- small things ---------------------------------------------------------------------

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
+use wiglaf_link::{PrivateListenError, listen_privately};
 use wiglaf_linux::creds::CredsError;
-use wiglaf_linux::signal::{self, Disposition};
+use wiglaf_linux::detach::{self, DetachError};
 use wiglaf_linux::{process, service};
 
 use super::files::Files;
@@ -18,8 +18,7 @@ use super::neighbours::Neighbours;
 
 /// For the most clients and transfers, and the files that they read.
 const DESCRIPTORS: u64 = 16_384;
-/// SIGHUP, SIGINT, SIGTERM: meant for who started it. The head ends it by a message.
-const IGNORED: [i32; 3] = [1, 2, 15];
+const LISTEN_BACKLOG: i32 = 16;
 
 /// What the service is started with.
 #[derive(Clone, Debug)]
@@ -59,6 +58,9 @@ pub enum ServiceError {
         /// Why not.
         errno: Errno,
     },
+    /// It can't become a daemon of its own.
+    #[error(transparent)]
+    Detach(#[from] DetachError),
     /// It would have gone on with root's rights.
     #[error("cannot give root's rights up: {0}")]
     Rights(#[from] CredsError),
@@ -112,20 +114,9 @@ impl Prepared {
     /// its signals or its standard input and output any more; standard error is the log.
     pub(super) fn settle(&self) -> Result<(), ServiceError> {
         let setup = |what| move |errno| ServiceError::Setup { what, errno };
-        match rustix::process::setsid() {
-            // A group leader can't; its starter made it one, so it is apart already.
-            Ok(_) | Err(Errno::PERM) => {}
-            Err(errno) => return Err(setup("start a session")(errno)),
-        }
-        rustix::process::chdir("/").map_err(setup("change to /"))?;
-        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(setup("open /dev/null"))?;
-        rustix::stdio::dup2_stdin(&null).map_err(setup("replace standard input"))?;
-        rustix::stdio::dup2_stdout(&null).map_err(setup("replace standard output"))?;
-        for signal in IGNORED {
-            signal::set_disposition(signal, Disposition::Ignore)
-                .map_err(setup("ignore signals"))?;
-        }
+        detach::from_starter()?;
+        // The one that listened first was our starter; a head asks the kernel who does.
+        rustix::net::listen(&self.listener, LISTEN_BACKLOG).map_err(setup("listen"))?;
         let limit = Rlimit {
             current: Some(DESCRIPTORS),
             maximum: Some(DESCRIPTORS),
@@ -146,24 +137,13 @@ impl Prepared {
 
 /// The head's way in, for root only.
 fn listen(socket: &Path) -> Result<UnixListener, ServiceError> {
-    let failed = |source| ServiceError::Open {
-        path: socket.to_owned(),
-        source,
-    };
-    if UnixStream::connect(socket).is_ok() {
-        return Err(ServiceError::AlreadyRunning(socket.to_owned()));
-    }
-    match std::fs::remove_file(socket) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    let old = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let bound = UnixListener::bind(socket);
-    rustix::process::umask(old);
-    let listener = bound.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+    listen_privately(socket).map_err(|error| match error {
+        PrivateListenError::Taken => ServiceError::AlreadyRunning(socket.to_owned()),
+        PrivateListenError::Io(source) => ServiceError::Open {
+            path: socket.to_owned(),
+            source,
+        },
+    })
 }
 
 /// One line of the log.

@@ -19,10 +19,10 @@ const TFTP_PORT: u16 = 69;
 const BACKLOG: i32 = 1024;
 /// Another DHCP server has so long to answer before we do. Firmware asks again after 4 s and more.
 pub(super) const PROBE_MS: u64 = 1_000;
-/// The question is repeated once, should it be lost.
-pub(super) const PROBE_AGAIN_MS: u64 = 500;
 /// Answers are listened for so long: dnsmasq looks for 3 s whether an address is free.
 pub(super) const LISTEN_MS: u64 = 6_000;
+/// Whether another server is still there is asked this often.
+pub(super) const SILENT_MS: u64 = 60_000;
 /// Everybody's Ethernet address.
 const ALL: [u8; 6] = [0xff; 6];
 
@@ -35,8 +35,9 @@ pub(super) enum State {
     Probing(Probe),
     /// Machines are answered. Somebody else may still answer the question.
     Answering(Option<Probe>),
-    /// Another DHCP server is there, and nobody has decided who is to answer.
-    Silent,
+    /// Another DHCP server is there, and nobody has decided who is to answer. It is asked for
+    /// again when that time has come.
+    Silent { server: Ipv4Addr, again_ms: u64 },
 }
 
 /// A question for another DHCP server.
@@ -46,6 +47,10 @@ pub(super) struct Probe {
     pub(super) transaction: u32,
     pub(super) packet: Vec<u8>,
     pub(super) since_ms: u64,
+    /// Who has not answered by then is not there.
+    pub(super) wait_ms: u64,
+    /// The server that was there when this was last asked.
+    pub(super) known: Option<Ipv4Addr>,
     pub(super) is_repeated: bool,
 }
 
@@ -220,6 +225,20 @@ impl Wire {
         has_link && !had_link
     }
 
+    /// Whether its cable led somewhere when that was last asked.
+    pub(super) fn has_link(&self) -> bool {
+        self.had_link
+    }
+
+    /// The server for whose sake nobody is answered.
+    pub(super) fn silent_for(&self) -> Option<Ipv4Addr> {
+        match &self.state {
+            State::Silent { server, .. } => Some(*server),
+            State::Probing(probe) => probe.known,
+            State::New | State::Answering(_) => None,
+        }
+    }
+
     /// Starts to ask for another DHCP server.
     pub(super) fn probe(
         &mut self,
@@ -228,7 +247,11 @@ impl Wire {
         packet: Vec<u8>,
     ) -> Result<(), Errno> {
         let socket = PacketSocket::hearing(self.index, dhcp::CLIENT_PORT)?;
+        let known = self.silent_for();
         let probe = Probe {
+            // A server that is slow to answer must not be taken for one that is gone.
+            wait_ms: if known.is_some() { LISTEN_MS } else { PROBE_MS },
+            known,
             socket,
             transaction,
             packet,

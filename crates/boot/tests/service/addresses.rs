@@ -197,7 +197,7 @@ fn dnsmasq(scene: &Scene) -> super::scene::Running {
 
 fn another_server_is_noticed_and_left_alone() {
     let mut scene = Scene::new();
-    let _other = dnsmasq(&scene);
+    let other = dnsmasq(&scene);
     std::thread::sleep(Duration::from_millis(500));
     scene.start();
     scene.configure(settings());
@@ -211,6 +211,24 @@ fn another_server_is_noticed_and_left_alone() {
         "{text}"
     );
     assert!(text.contains("--proxy"), "{text}");
+    let silent = |message: &FromBoot| match message {
+        FromBoot::Ready { silent, .. } => Some(silent.clone()),
+        _ => None,
+    };
+    let known = vec![("wire".to_owned(), Ipv4Addr::new(10, 9, 0, 2))];
+    scene.wait(|message| silent(message) == Some(known.clone()));
+    // It is asked again, and is still there; nobody is answered meanwhile, and nothing is told.
+    scene.configure(settings());
+    let next = scene.wait(|message| !matches!(message, FromBoot::Seen(_)));
+    assert_eq!(silent(&next), Some(known), "{next:?}");
+    // Now it is gone.
+    drop(other);
+    scene.configure(settings());
+    scene.wait(|message| {
+        matches!(message, FromBoot::Problem { text, .. } if text.contains("answers no more"))
+    });
+    scene.wait(|message| silent(message) == Some(Vec::new()));
+    assert_eq!(boot(&scene, MAC).expect("an address").0, ITS);
 }
 
 fn another_server_is_noticed_when_the_cable_is_put_in() {
@@ -219,13 +237,14 @@ fn another_server_is_noticed_when_the_cable_is_put_in() {
         let set = scene.on_machine(&format!("ip link set eth0 {state}"));
         assert!(set.status.success());
     };
+    // It has to be there when the cable is: it is asked then, and not again.
+    let _other = dnsmasq(&scene);
+    std::thread::sleep(Duration::from_millis(500));
     link(&scene, "down");
     scene.serve(settings());
     // Nobody was there to answer. Now somebody is.
     std::thread::sleep(Duration::from_millis(2_500));
     link(&scene, "up");
-    let _other = dnsmasq(&scene);
-    std::thread::sleep(Duration::from_millis(500));
     scene.wait(|message| {
         let FromBoot::Problem { text, .. } = message else {
             return false;

@@ -189,7 +189,7 @@ fn interfaces_come_and_go() {
     let mut none = settings();
     none.interfaces.clear();
     scene.configure(none);
-    scene.wait(|message| matches!(message, FromBoot::Ready { http } if http.is_empty()));
+    scene.wait(|message| matches!(message, FromBoot::Ready { http, .. } if http.is_empty()));
     assert!(!asks(&scene));
     scene.give_address(ITS);
     let said = text(&scene.on_head("ss -Hltuwn").stdout);

@@ -4,6 +4,8 @@
 mod addresses;
 mod fetching;
 mod guarding;
+mod naming;
+mod networkd;
 mod scene;
 
 use std::io::Write;
@@ -46,10 +48,14 @@ fn main() -> ExitCode {
     }
     let filter = arguments.iter().skip(1).find(|arg| !arg.starts_with('-'));
     let (mut passed, mut failed) = (0, 0);
-    for test in [addresses::TESTS, fetching::TESTS, guarding::TESTS]
-        .into_iter()
-        .flatten()
-    {
+    let tests = [
+        addresses::TESTS,
+        networkd::TESTS,
+        fetching::TESTS,
+        guarding::TESTS,
+        naming::TESTS,
+    ];
+    for test in tests.into_iter().flatten() {
         if filter.is_some_and(|filter| !test.name.contains(filter.as_str())) {
             continue;
         }
@@ -83,10 +89,17 @@ fn why_not(test: &Test) -> Option<String> {
 }
 
 fn find(program: &str) -> Option<PathBuf> {
-    ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
-        .iter()
-        .map(|directory| PathBuf::from(directory).join(program))
-        .find(|path| path.exists())
+    [
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+        "/usr/lib/systemd",
+        "/lib/systemd",
+    ]
+    .iter()
+    .map(|directory| PathBuf::from(directory).join(program))
+    .find(|path| path.exists())
 }
 
 fn say(line: &str) {

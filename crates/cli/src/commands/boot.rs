@@ -155,6 +155,8 @@ struct InterfaceRow {
     interface: String,
     address: String,
     service: &'static str,
+    /// The other DHCP server, for whose sake nobody is given an address.
+    silent_for: Option<Ipv4Addr>,
     unknown_first: Ipv4Addr,
     unknown_last: Ipv4Addr,
     gateway: Option<Ipv4Addr>,
@@ -164,6 +166,7 @@ struct InterfaceRow {
 struct StatusRow {
     serving: bool,
     image: Option<String>,
+    group_images: Vec<(String, String)>,
     http: Vec<String>,
     adopting_until: Option<i64>,
     interfaces: Vec<InterfaceRow>,
@@ -178,6 +181,11 @@ fn rows(status: &BootStatus) -> Vec<InterfaceRow> {
             AddressService::Full => "dhcp",
             AddressService::Proxy => "proxy",
         },
+        silent_for: status
+            .silent
+            .iter()
+            .find(|(name, _)| *name == wire.name)
+            .map(|(_, server)| *server),
         unknown_first: wire.unknown.0,
         unknown_last: wire.unknown.1,
         gateway: wire.gateway,
@@ -191,6 +199,7 @@ fn status(json: bool) -> CommandResult {
         output::json(&StatusRow {
             serving: status.is_serving,
             image: status.image.clone(),
+            group_images: status.group_images.clone(),
             http: status.http.iter().map(ToString::to_string).collect(),
             adopting_until: status.adopts_until_s,
             interfaces: rows(&status),
@@ -212,10 +221,15 @@ fn status(json: bool) -> CommandResult {
         .into_iter()
         .map(|row| {
             let pool = match row.service {
+                _ if row.silent_for.is_some() => "nothing".to_owned(),
                 "dhcp" => format!("{}-{}", row.unknown_first, row.unknown_last),
                 _ => "-".to_owned(),
             };
-            vec![row.interface, row.address, row.service.to_owned(), pool]
+            let service = match row.silent_for {
+                Some(server) => format!("silent, for {server}"),
+                None => row.service.to_owned(),
+            };
+            vec![row.interface, row.address, service, pool]
         })
         .collect();
     output::table(&columns, &cells)?;
@@ -224,6 +238,9 @@ fn status(json: bool) -> CommandResult {
         None => "image: none yet; `wiglaf image build` makes one\n".to_owned(),
     };
     output::print(&image)?;
+    for (group, image) in &status.group_images {
+        output::print(&format!("image of @{group}: {image}\n"))?;
+    }
     if !status.is_serving {
         output::print("the boot service does not run\n")?;
     }
@@ -232,6 +249,9 @@ fn status(json: bool) -> CommandResult {
         output::print(&format!(
             "every machine that comes is adopted, for {left} s more\n"
         ))?;
+        if let Some(name) = &status.adopts_after {
+            output::print(&format!("the next one is when {name} is up\n"))?;
+        }
     }
     for (at, problem) in &status.problems {
         let ago = output::ago(*at);

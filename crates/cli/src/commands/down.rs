@@ -84,8 +84,13 @@ fn end_keeper(socket: OwnedFd) {
 }
 
 fn remove_traces(layout: &Layout) -> Result<(), CommandError> {
-    for name in ["head.sock", "keeper.sock", "rack.pid"] {
-        let _ = std::fs::remove_file(layout.run.join(name));
+    let sockets = [
+        layout.head_socket(),
+        layout.keeper_socket(),
+        layout.boot_socket(),
+    ];
+    for path in sockets.into_iter().chain([layout.run.join("rack.pid")]) {
+        let _ = std::fs::remove_file(path);
     }
     if layout.database().exists()
         && let Some(secrets) = Store::open(&layout.database())?.secrets()?

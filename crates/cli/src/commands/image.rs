@@ -1,5 +1,7 @@
 //! `wiglaf image`
 
+mod write;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -9,8 +11,9 @@ use serde::Serialize;
 use wiglaf_head::config::Layout;
 use wiglaf_head::store::Store;
 use wiglaf_image::{BuildError, Compression, Images, KernelChoice, Manifest, Recipe, StoreError};
+use wiglaf_image::{System, SystemChoice};
 use wiglaf_link::Authority;
-use wiglaf_wire::boot::BootRequest;
+use wiglaf_wire::boot::{BootRequest, Whom};
 use wiglaf_wire::client::{Reply, Request};
 
 use crate::CommandResult;
@@ -24,6 +27,7 @@ Examples:
   wiglaf image build                        from the kernel that runs here
   wiglaf image build --kernel 6.1.0-50-cloud-amd64
   wiglaf image build --include python3 --include /opt/model --name model
+  wiglaf image build --rootfs /srv/bookworm --name full
   wiglaf image use model --nodes n[1-4]     from their next start on
   wiglaf image list
   wiglaf image show default                 the newest of that name, and what is in it";
@@ -65,7 +69,16 @@ enum Action {
         /// Only these nodes, as a node set; otherwise all for which nothing else was said
         #[arg(long, value_name = "NODES")]
         nodes: Option<String>,
+        /// Only the nodes of this group, and those that come into it later
+        #[arg(long, value_name = "GROUP", conflicts_with = "nodes")]
+        group: Option<String>,
     },
+    /// Write a stick, a CD or a disk that starts machines which can't start from the network
+    ///
+    /// It finds the head by itself and goes on as if started from the network: when the head has a
+    /// newer image for the machine, that is fetched and started. So what is on the medium need not
+    /// be renewed, and is never outdated.
+    Write(write::Args),
     /// Remove images that no machine boots
     Remove {
         /// Their IDs
@@ -100,12 +113,37 @@ struct BuildArgs {
     /// With what nodes need to use their own disks
     #[arg(long)]
     disk: bool,
+    /// A full system that nodes boot: the directory or the tar archive of its root
+    ///
+    /// It is in the nodes' memory, and what they change in it is gone at their next start. Tasks
+    /// see the head's files all the same, unless --files says otherwise. If the system has one
+    /// kernel, and --kernel names no other, that is what nodes boot.
+    #[arg(long, value_name = "DIR|TAR")]
+    rootfs: Option<PathBuf>,
+    /// The program of the full system that becomes its PID 1; by default, its /sbin/init
+    #[arg(long, value_name = "PATH", requires = "rootfs")]
+    init: Option<PathBuf>,
+    /// Which files tasks see: the head's, or the full system's own
+    #[arg(
+        long,
+        value_name = "WHOSE",
+        value_enum,
+        default_value = "head",
+        requires = "rootfs"
+    )]
+    files: Whose,
     /// How the initramfs is compressed: xz is the smallest, zstd the quickest to unpack
     #[arg(long, value_name = "METHOD", value_enum)]
     compress: Option<Method>,
     /// As JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Whose {
+    Head,
+    Node,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -131,10 +169,20 @@ pub(crate) fn run(args: Args) -> CommandResult {
         Action::Build(args) => build(&layout, &images, args),
         Action::List { json } => list(&images, json),
         Action::Show { image, json } => show(&images, &image, json),
-        Action::Use { image, nodes } => {
+        Action::Use {
+            image,
+            nodes,
+            group,
+        } => {
             let image = images.get(&image).map_err(store_error)?.id;
-            ask(BootRequest::UseImage { image, nodes }).map(|_| 0)
+            let whom = match (nodes, group) {
+                (Some(nodes), _) => Whom::Nodes(nodes),
+                (None, Some(group)) => Whom::Group(group),
+                (None, None) => Whom::All,
+            };
+            ask(BootRequest::UseImage { image, whom }).map(|_| 0)
         }
+        Action::Write(args) => write::run(&layout, &images, &args),
         Action::Remove { images: ids, force } => remove(&images, &ids, force),
     }
 }
@@ -154,6 +202,11 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
         modules: args.module,
         firmware: args.firmware,
         disk: args.disk,
+        system: args.rootfs.map(|rootfs| SystemChoice {
+            rootfs,
+            init: args.init,
+            has_tasks: args.files == Whose::Node,
+        }),
         compression: args.compress.map(|method| match method {
             Method::Xz => Compression::Xz,
             Method::Zstd => Compression::Zstd,
@@ -176,7 +229,7 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
     }
     let id = &manifest.id;
     output::print(&format!(
-        "{id}{}\nkernel {} of {}, initramfs of {}\n",
+        "{id}{}\nkernel {} of {}, initramfs of {}{}\n",
         if built.is_new {
             " is built"
         } else {
@@ -185,6 +238,10 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
         manifest.kernel_version,
         output::bytes(manifest.kernel.size),
         output::bytes(manifest.initramfs.size),
+        match &manifest.system {
+            Some(system) => format!(", system of {}", output::bytes(system.file.size)),
+            None => String::new(),
+        },
     ))?;
     let next = if is_used {
         "nodes boot it from their next start on\n".to_owned()
@@ -220,7 +277,8 @@ fn succeed(layout: &Layout, manifest: &Manifest) -> Result<bool, CommandError> {
     };
     let takes_over = takes_over(now.as_deref());
     if takes_over {
-        ask(BootRequest::UseImage { image, nodes: None })?;
+        let whom = Whom::All;
+        ask(BootRequest::UseImage { image, whom })?;
     }
     Ok(takes_over)
 }
@@ -274,7 +332,7 @@ fn list(images: &Images, json: bool) -> CommandResult {
             vec![
                 image.id.clone(),
                 image.kernel_version.clone(),
-                output::bytes(image.kernel.size + image.initramfs.size),
+                output::bytes(image.size()),
                 made(image),
                 match is_used {
                     Some(true) => "yes".into(),
@@ -326,6 +384,17 @@ fn show(images: &Images, wanted: &str, json: bool) -> CommandResult {
             ),
         ),
         ("", format!("sha256 {}", image.initramfs.sha256)),
+        (
+            "system",
+            image.system.as_ref().map(of_system).unwrap_or_default(),
+        ),
+        (
+            "",
+            match &image.system {
+                Some(system) => format!("sha256 {}", system.file.sha256),
+                None => String::new(),
+            },
+        ),
         ("trusts", format!("sha256 {}", image.authority)),
         ("modules", modules(true)),
         ("if there", modules(false)),
@@ -339,6 +408,23 @@ fn show(images: &Images, wanted: &str, json: bool) -> CommandResult {
         .collect();
     output::print(&lines)?;
     Ok(0)
+}
+
+fn of_system(system: &System) -> String {
+    let init = match &system.init {
+        Some(init) => format!("init is {init}"),
+        None => "without an init".into(),
+    };
+    let tasks = if system.has_tasks {
+        "tasks see it"
+    } else {
+        "tasks see the head's files"
+    };
+    format!(
+        "{} from {}, {init}, {tasks}",
+        output::bytes(system.file.size),
+        system.rootfs
+    )
 }
 
 fn remove(images: &Images, ids: &[String], force: bool) -> CommandResult {
@@ -363,7 +449,11 @@ fn remove(images: &Images, ids: &[String], force: bool) -> CommandResult {
 fn used() -> Option<BTreeSet<String>> {
     let mut used = BTreeSet::new();
     match ask(BootRequest::Status) {
-        Ok(Reply::Boot(status)) => used.extend(status.image),
+        Ok(Reply::Boot(status)) => {
+            used.extend(status.image);
+            // Nodes that come into the group later boot it.
+            used.extend(status.group_images.into_iter().map(|(_, image)| image));
+        }
         _ => return None,
     }
     match ask(BootRequest::Machines) {

@@ -8,8 +8,8 @@ use std::io::Read;
 use clap::Subcommand;
 use serde::Serialize;
 use wiglaf_wire::agent::PowerAction;
-use wiglaf_wire::boot::{BootRequest, Mac, MachineInfo};
-use wiglaf_wire::client::{Reply, Request};
+use wiglaf_wire::boot::{BootRequest, Mac, MachineInfo, Stage, Switch};
+use wiglaf_wire::client::{NodeState, Reply, Request};
 
 use crate::CommandResult;
 use crate::commands::boot::ask;
@@ -25,12 +25,17 @@ pub(crate) enum Action {
         /// Its Ethernet address
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         mac: Option<Mac>,
-        /// The node's name; the next that is free if left out
-        #[arg(long = "as", value_name = "NAME", conflicts_with = "all")]
+        /// The node's name; the next that is free if left out. With --all, %d stands for the next
+        /// free number, for example gpu%d
+        #[arg(long = "as", value_name = "NAME")]
         name: Option<String>,
         /// Every machine that comes within so many minutes; 0 ends that
         #[arg(long, value_name = "MINUTES")]
         all: Option<u64>,
+        /// One at a time, the next when the one before is up, so that numbers follow the order in
+        /// which machines are switched on
+        #[arg(long, requires = "all")]
+        ordered: bool,
     },
     /// Let a machine join for the first time: compare the code on its console
     Approve {
@@ -43,6 +48,11 @@ pub(crate) enum Action {
     Forget {
         /// The node, or its Ethernet address
         node: String,
+    },
+    /// Forget nodes for good; their names are free again
+    Remove {
+        /// Node set
+        nodes: String,
     },
     /// Tell how far a machine is, why it is stuck, and what to do
     Why {
@@ -64,6 +74,9 @@ pub(crate) enum Action {
         /// Straight into the new kernel, without the firmware
         #[arg(long)]
         kexec: bool,
+        /// Off and on, whatever they do, by what [power] in the configuration says
+        #[arg(long, conflicts_with = "kexec")]
+        force: bool,
     },
     /// Stop nodes, and leave them switched on
     Halt {
@@ -74,8 +87,12 @@ pub(crate) enum Action {
     Poweroff {
         /// Node set
         nodes: String,
+        /// Whatever they do, by what [power] in the configuration says
+        #[arg(long)]
+        force: bool,
     },
-    /// Switch nodes on, by a packet that their network cards wait for
+    /// Switch nodes on, by what [power] in the configuration says, else by a packet that their
+    /// network cards wait for
     Wake {
         /// Node set
         nodes: String,
@@ -85,13 +102,25 @@ pub(crate) enum Action {
 pub(crate) fn run(action: Action) -> CommandResult {
     match action {
         Action::Adopt {
-            all: Some(minutes), ..
+            all: Some(minutes),
+            name,
+            ordered,
+            ..
         } => {
             let window_ms = minutes.saturating_mul(60_000);
-            ask(BootRequest::AdoptAll { window_ms })?;
+            ask(BootRequest::AdoptAll {
+                window_ms,
+                names: name,
+                is_ordered: ordered,
+            })?;
             if minutes > 0 {
+                let how = if ordered {
+                    ", one after the other as each is up"
+                } else {
+                    ""
+                };
                 output::print(&format!(
-                    "every machine that comes within {minutes} minutes becomes a node\n"
+                    "every machine that comes within {minutes} minutes becomes a node{how}\n"
                 ))?;
             }
         }
@@ -116,18 +145,35 @@ pub(crate) fn run(action: Action) -> CommandResult {
                 code,
             })? {
                 let name = machine.name.as_deref().unwrap_or("?");
+                let when = if machine.is_approved {
+                    "now and whenever it starts"
+                } else {
+                    "this time"
+                };
                 output::print(&format!(
-                    "{name} may join, now and whenever it starts; it is up in a moment: `wiglaf \
-                     nodes`\n"
+                    "{name} may join, {when}; it is up in a moment: `wiglaf nodes`\n"
                 ))?;
             }
         }
         Action::Forget { node } => {
             ask(BootRequest::Forget { machine: node })?;
         }
+        Action::Remove { nodes } => {
+            ask(BootRequest::Remove { nodes })?;
+        }
         Action::Why { node, json } => return why(&node, json),
         Action::Log { node } => return log(node),
-        Action::Reboot { nodes, kexec } => {
+        Action::Reboot {
+            nodes, force: true, ..
+        } => {
+            let switch = Switch::Cycle;
+            ask(BootRequest::Switch { nodes, switch })?;
+        }
+        Action::Poweroff { nodes, force: true } => {
+            let switch = Switch::Off;
+            ask(BootRequest::Switch { nodes, switch })?;
+        }
+        Action::Reboot { nodes, kexec, .. } => {
             let action = if kexec {
                 PowerAction::Kexec
             } else {
@@ -139,7 +185,7 @@ pub(crate) fn run(action: Action) -> CommandResult {
             let action = PowerAction::Halt;
             ask(BootRequest::Power { nodes, action })?;
         }
-        Action::Poweroff { nodes } => {
+        Action::Poweroff { nodes, .. } => {
             let action = PowerAction::PowerOff;
             ask(BootRequest::Power { nodes, action })?;
         }
@@ -163,6 +209,15 @@ fn machines(request: BootRequest) -> Result<Vec<MachineInfo>, CommandError> {
 }
 
 fn log(machine: String) -> CommandResult {
+    for line in read_log(machine)?.lines() {
+        let (at, what) = line.split_once(' ').unwrap_or(("", line));
+        let ago = at.parse().map_or_else(|_| at.to_owned(), output::ago);
+        output::print(&format!("{ago}: {what}\n"))?;
+    }
+    Ok(0)
+}
+
+fn read_log(machine: String) -> Result<String, CommandError> {
     let mut head = Head::connect()?;
     match head.ask(&Request::Boot(BootRequest::Log { machine }))? {
         Reply::NodeLog => {}
@@ -171,12 +226,14 @@ fn log(machine: String) -> CommandResult {
     let mut file: std::fs::File = head.descriptor()?.into();
     let mut text = String::new();
     file.read_to_string(&mut text)?;
-    for line in text.lines() {
-        let (at, what) = line.split_once(' ').unwrap_or(("", line));
-        let ago = at.parse().map_or_else(|_| at.to_owned(), output::ago);
-        output::print(&format!("{ago}: {what}\n"))?;
-    }
-    Ok(0)
+    Ok(text)
+}
+
+/// What keeps a machine it mostly says itself.
+fn last_words(machine: &MachineInfo) -> Option<String> {
+    let text = read_log(machine.mac.to_string()).ok()?;
+    let (_, what) = text.lines().last()?.split_once(' ')?;
+    Some(what.to_owned())
 }
 
 fn find(text: &str) -> Result<MachineInfo, CommandError> {
@@ -202,7 +259,11 @@ fn why(text: &str, json: bool) -> CommandResult {
         }
         None => None,
     };
-    let line = why::line(&machine, state, output::unix_now());
+    let mut line = why::line(&machine, state, output::unix_now());
+    let is_at_init = machine.stage == Some(Stage::Init) && state != Some(NodeState::Up);
+    if is_at_init && let Some(last) = last_words(&machine) {
+        line.push_str(&format!("\nit said last: {last}"));
+    }
     if json {
         #[derive(Serialize)]
         struct Why {

@@ -4,6 +4,7 @@ pub(crate) mod boot;
 pub(crate) mod boot_service;
 pub(crate) mod cp;
 pub(crate) mod demo;
+pub(crate) mod disk;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod head;

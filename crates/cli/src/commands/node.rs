@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use wiglaf_link::JoinToken;
 use wiglaf_node::root::{PassThrough, ViewOptions};
+use wiglaf_wire::boot::BootRequest;
 use wiglaf_wire::client::{NodeChange, NodeState, Reply, Request};
 
 use crate::CommandResult;
+use crate::commands::boot::ask;
 use crate::commands::{machine, nodes};
 use crate::error::CommandError;
 use crate::head::Head;
@@ -54,6 +56,12 @@ enum Action {
         /// Tasks that it takes at once
         #[arg(long)]
         slots: Option<u32>,
+        /// Put them into a group, which node sets call @NAME
+        #[arg(long, value_name = "NAME")]
+        into: Option<String>,
+        /// Take them out of a group
+        #[arg(long, value_name = "NAME")]
+        out_of: Option<String>,
     },
     /// Let nodes finish what they have, and give them nothing new
     Drain {
@@ -114,7 +122,14 @@ pub(crate) fn run(args: Args) -> CommandResult {
             group,
             mode,
             slots,
+            into,
+            out_of,
         } => {
+            let groups = [(into, true), (out_of, false)];
+            let groups: Vec<_> = groups
+                .into_iter()
+                .filter_map(|(group, is_in)| Some((group?, is_in)))
+                .collect();
             let mut changes = Vec::new();
             changes.extend(state.map(NodeChange::State));
             if let Some(user) = user {
@@ -125,13 +140,21 @@ pub(crate) fn run(args: Args) -> CommandResult {
             }
             changes.extend(mode.map(NodeChange::Mode));
             changes.extend(slots.map(NodeChange::Slots));
-            if changes.is_empty() {
+            if changes.is_empty() && groups.is_empty() {
                 return Err(CommandError::new("nothing to change was given")
                     .hint("for example: wiglaf node set n1 --slots 8"));
             }
             changes
                 .into_iter()
                 .try_for_each(|change| set(&nodes, change))?;
+            for (group, is_in) in groups {
+                let nodes = nodes.clone();
+                ask(BootRequest::Group {
+                    nodes,
+                    group,
+                    is_in,
+                })?;
+            }
             Ok(0)
         }
         Action::Drain { nodes } => set(&nodes, NodeChange::Drain).map(|()| 0),

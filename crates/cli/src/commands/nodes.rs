@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Machines that boot from the network and that nobody has adopted
     #[arg(long, conflicts_with = "wait")]
     unknown: bool,
+    /// Addresses and names, as /etc/hosts has them
+    #[arg(long, conflicts_with_all = ["unknown", "json"])]
+    hosts: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -47,7 +50,12 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         return crate::commands::machine::list_unknown(args.json);
     }
     let nodes = list(args.wait)?;
-    if args.json {
+    if args.hosts {
+        let known = nodes.iter().filter(|node| !node.machine.address.is_empty());
+        for node in known {
+            output::print(&format!("{}\t{}\n", node.machine.address, node.name))?;
+        }
+    } else if args.json {
         output::json(&nodes.iter().map(row).collect::<Vec<_>>())?;
     } else {
         print(&nodes)?;

@@ -1,6 +1,6 @@
 //! `wiglaf rack`: started by `wiglaf up`, not by people.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wiglaf_head::config::{Config, Layout};
 use wiglaf_node::rack::VirtualFiles;
@@ -15,6 +15,11 @@ use crate::view_args::ViewArgs;
 
 /// How long a head that has ended unasked stays away before another is started.
 const HEAD_RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// The longest of the pauses, which double.
+const LAST_RESTART_PAUSE: Duration = Duration::from_secs(3);
+/// For how long it is tried: whatever keeps a head from starting may pass, and with the nodes
+/// their tasks would end.
+const HEAD_RESTART_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Hold virtual nodes for the head
 #[derive(clap::Args)]
@@ -50,10 +55,23 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         hidden,
     };
     // A head that dies is started again: nothing that runs depends on it.
-    let reconnect = move || -> Result<_, CommandError> {
-        std::thread::sleep(HEAD_RESTART_PAUSE);
-        daemons::ensure_head(&layout)?.into_channel()
+    let start =
+        move || -> Result<_, CommandError> { daemons::ensure_head(&layout)?.into_channel() };
+    let reconnect = |_: &Hold| {
+        let deadline = Instant::now() + HEAD_RESTART_PATIENCE;
+        let mut pause = HEAD_RESTART_PAUSE;
+        loop {
+            std::thread::sleep(pause);
+            match start() {
+                Ok(head) => return Some(head),
+                Err(_) if Instant::now() > deadline => {
+                    eprintln!("wiglaf rack: no head can be started (see its log): the nodes end");
+                    return None;
+                }
+                Err(_) => pause = (pause * 2).min(LAST_RESTART_PAUSE),
+            }
+        }
     };
-    hold(config, head.into_channel()?, |_| reconnect().ok())?;
+    hold(config, head.into_channel()?, reconnect)?;
     Ok(0)
 }

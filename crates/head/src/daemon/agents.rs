@@ -205,7 +205,12 @@ impl Daemon {
                     },
                 );
                 self.event(Event::NodeHello { node, hello });
-                self.machine_is_up(node);
+                // It may have been refused.
+                let known = self.reactor.nodes().get(node);
+                if known.is_some_and(|node| node.presence == Presence::Connected) {
+                    self.machine_is_up(node);
+                }
+                self.tell_names(node);
                 self.agent_frames(node);
                 Ok(None)
             }

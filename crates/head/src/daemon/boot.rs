@@ -6,13 +6,10 @@ mod requests;
 use std::collections::VecDeque;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use wiglaf_link::{Channel, Interest, LinkError, Ready, approval_code, public_key_digest};
@@ -21,9 +18,10 @@ use wiglaf_linux::raw_socket::bind_to_device;
 use wiglaf_wire::agent::ToAgent;
 use wiglaf_wire::boot::{BootInterface, FromBoot, Mac, Sighting, Stage, ToBoot};
 
+use super::beside::Beside;
 use super::gateway;
 use super::{
-    BOOT, CONNECTIONS, Daemon, DaemonError, await_room, dial, is_over, log, now_ms, wall_clock_s,
+    BOOT, CONNECTIONS, Daemon, DaemonError, await_room, is_over, log, now_ms, wall_clock_s,
 };
 use crate::machines::{Machines, Now, Seen, Served, Verdict};
 use crate::node_table::Presence;
@@ -32,9 +30,6 @@ use crate::node_table::Presence;
 const HTTP_PORT: u16 = 7495;
 /// Where agents connect on an interface that machines boot by.
 const AGENT_PORT: u16 = 7494;
-/// How long the service may take to start.
-const START_WAIT: Duration = Duration::from_secs(5);
-const START_POLL: Duration = Duration::from_millis(5);
 /// How long until a service that has died, or an address that is not there, is tried again.
 const RETRY_MS: u64 = 5_000;
 /// Problems that are remembered.
@@ -48,6 +43,8 @@ pub(super) struct Boot {
     pub(super) machines: Machines,
     channel: Option<BootChannel>,
     http: Vec<SocketAddrV4>,
+    /// Where another DHCP server answers, and which.
+    silent: Vec<(String, Ipv4Addr)>,
     problems: VecDeque<(i64, String)>,
     pub(super) retry_at_ms: Option<u64>,
     /// Sockets that booted agents dial, by interface.
@@ -98,6 +95,7 @@ impl Daemon {
     /// service with its settings. What fails is told, and tried again.
     pub(super) fn arrange_boot(&mut self) {
         self.boot.retry_at_ms = None;
+        self.boot.machines.follow_groups(self.reactor.nodes());
         let wanted: Vec<Served> = self.boot.machines.served().cloned().collect();
         let is_wanted = |name: &String| wanted.iter().any(|served| served.interface.name == *name);
         for (_, socket) in self
@@ -137,6 +135,7 @@ impl Daemon {
             HTTP_PORT,
         );
         self.tell_boot(&ToBoot::Settings(settings));
+        self.tell_boot_names();
     }
 
     fn arrange_gateway(&self) -> Result<(), String> {
@@ -192,37 +191,9 @@ impl Daemon {
         Ok(())
     }
 
+    /// It is a program of its own: it parses what anybody sends, and must hold nothing of the
+    /// head's.
     fn connect_boot(&mut self) -> Result<(), DaemonError> {
-        let path = self.layout.boot_socket();
-        let failed = |text: String| DaemonError::Boot(text);
-        let socket = match dial(&path) {
-            Some(socket) => socket,
-            None => {
-                self.start_boot()?;
-                let deadline = Instant::now() + START_WAIT;
-                loop {
-                    if let Some(socket) = dial(&path) {
-                        break socket;
-                    }
-                    if Instant::now() > deadline {
-                        let log = self.layout.log("boot");
-                        return Err(failed(format!("it does not answer; see {}", log.display())));
-                    }
-                    std::thread::sleep(START_POLL);
-                }
-            }
-        };
-        let channel = Channel::new(socket).map_err(|error| failed(error.to_string()))?;
-        self.poll.add(&channel, BOOT, Interest::Read)?;
-        self.boot.channel = Some(BootChannel {
-            channel,
-            awaits_room: false,
-        });
-        Ok(())
-    }
-
-    /// In a program of its own: it parses what anybody sends, and must hold nothing of the head's.
-    fn start_boot(&self) -> Result<(), DaemonError> {
         let failed = |error: std::io::Error| DaemonError::Boot(error.to_string());
         let images = self.layout.images();
         DirBuilder::new()
@@ -230,32 +201,21 @@ impl Daemon {
             .mode(0o755)
             .create(&images)
             .map_err(failed)?;
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.layout.log("boot"))
-            .map_err(failed)?;
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("wiglaf")
-            .args(["boot-service", "--socket"])
-            .arg(self.layout.boot_socket())
-            .arg("--images")
-            .arg(images)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(failed)?;
-        // It forks itself away, as the keeper does.
-        let status = child.wait().map_err(failed)?;
-        if !status.success() {
-            let log = self.layout.log("boot");
-            return Err(DaemonError::Boot(format!(
-                "it ended ({status}); see {}",
-                log.display()
-            )));
-        }
+        let service = Beside {
+            name: "boot",
+            socket: self.layout.boot_socket(),
+            command: "boot-service",
+            arguments: vec!["--images".into(), images.into()],
+            is_dispensable: true,
+        };
+        let reached = service.reach(&self.layout).map_err(DaemonError::Boot)?;
+        let channel =
+            Channel::new(reached.socket).map_err(|error| DaemonError::Boot(error.to_string()))?;
+        self.poll.add(&channel, BOOT, Interest::Read)?;
+        self.boot.channel = Some(BootChannel {
+            channel,
+            awaits_room: false,
+        });
         Ok(())
     }
 
@@ -290,6 +250,7 @@ impl Daemon {
             let _ = self.poll.remove(&boot.channel);
         }
         self.boot.http.clear();
+        self.boot.silent.clear();
         if self.boot.machines.served().next().is_some() && self.ending_at_ms.is_none() {
             let log = self.layout.log("boot");
             self.boot.problem(format!(
@@ -343,13 +304,14 @@ impl Daemon {
                 };
                 self.boot.problem(text);
             }
-            FromBoot::Ready { http } => self.boot.http = http,
+            FromBoot::Ready { http, silent } => (self.boot.http, self.boot.silent) = (http, silent),
         }
     }
 
     fn machine_seen(&mut self, sighting: &Sighting) {
-        if self.boot.machines.seen(now(), sighting) == Seen::Adopt {
-            if let Err(refusal) = self.adopt(sighting.mac, None) {
+        if let Seen::Adopt { name, image } = self.boot.machines.seen(now(), sighting) {
+            if let Err(refusal) = self.adopt_by_rule(sighting.mac, name.as_ref(), image.as_deref())
+            {
                 self.boot.problem(refusal.message);
                 return;
             }

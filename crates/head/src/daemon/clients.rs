@@ -110,6 +110,7 @@ impl Daemon {
             _ if !client.greeted => return Err(LinkError::Closed),
             Request::Ghost { index, pid, mode } => self.ghost_named(number, index, pid, mode)?,
             Request::Boot(request) => self.boot_request(&caller, request),
+            Request::Disk(request) => self.disk_request(&caller, &request),
             Request::VirtualNode { name } => self.virtual_node(number, &name)?,
             Request::Listener => {
                 let listener = client.channel.descriptors().take()?;

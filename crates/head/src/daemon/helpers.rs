@@ -1,25 +1,18 @@
 //! The keeper and the deputies: processes of ours that outlive the daemon.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use wiglaf_link::{Channel, Interest, LinkError, Ready, Role};
 use wiglaf_wire::deputy::ToDeputy;
 use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::keeper::{FromKeeper, ToKeeper};
 
-use super::{
-    Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, dial, is_over, log, token,
-};
+use super::beside::{Beside, Reached};
+use super::{Daemon, DaemonError, Deputy, KEEPER, Keeper, Kind, await_room, is_over, log, token};
 use crate::config::{Config, Layout};
 use crate::reactor::Event;
 
-/// How long a keeper may take to start.
-const KEEPER_START_WAIT: Duration = Duration::from_secs(5);
-const KEEPER_START_POLL: Duration = Duration::from_millis(5);
 /// Most messages that wait for a deputy that is being started.
 const MAX_DEPUTY_QUEUE: usize = 100_000;
 
@@ -32,26 +25,17 @@ fn hide_arguments<'a>(layout: &'a Layout, config: &'a Config) -> impl Iterator<I
 impl Daemon {
     /// Finds the keeper of an earlier head, or starts one.
     pub(super) fn connect_keeper(&mut self) -> Result<(), DaemonError> {
-        let found = dial(&self.layout.keeper_socket());
-        let takes_over = found.is_some();
-        let socket = match found {
-            Some(socket) => socket,
-            None => {
-                self.start_keeper()?;
-                let deadline = Instant::now() + KEEPER_START_WAIT;
-                loop {
-                    if let Some(socket) = dial(&self.layout.keeper_socket()) {
-                        break socket;
-                    }
-                    if Instant::now() > deadline {
-                        let log = self.layout.log("keeper");
-                        let text = format!("it does not answer; see {}", log.display());
-                        return Err(DaemonError::Keeper(text));
-                    }
-                    std::thread::sleep(KEEPER_START_POLL);
-                }
-            }
+        let keeper = Beside {
+            name: "keeper",
+            socket: self.layout.keeper_socket(),
+            command: "keeper",
+            arguments: hide_arguments(&self.layout, &self.config)
+                .map(OsString::from)
+                .collect(),
+            is_dispensable: false,
         };
+        let Reached { socket, was_there } =
+            keeper.reach(&self.layout).map_err(DaemonError::Keeper)?;
         let channel =
             Channel::new(socket).map_err(|error| DaemonError::Keeper(error.to_string()))?;
         self.poll.add(&channel, KEEPER, Interest::Read)?;
@@ -59,33 +43,9 @@ impl Daemon {
             channel,
             awaits_room: false,
         });
-        if takes_over {
+        if was_there {
             self.event(Event::TakenOver);
         }
-        Ok(())
-    }
-
-    /// In a program of its own rather than a fork: it must hold nothing of the head's memory.
-    fn start_keeper(&self) -> Result<(), DaemonError> {
-        let failed = |error: std::io::Error| DaemonError::Keeper(error.to_string());
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.layout.log("keeper"))
-            .map_err(failed)?;
-        let mut child = Command::new("/proc/self/exe")
-            .arg0("wiglaf")
-            .args(["keeper", "--socket"])
-            .arg(self.layout.keeper_socket())
-            .args(hide_arguments(&self.layout, &self.config))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(failed)?;
-        // It forks itself away, so that it is nobody's child; this end is reaped at once.
-        child.wait().map_err(failed)?;
         Ok(())
     }
 

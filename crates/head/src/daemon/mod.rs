@@ -1,13 +1,18 @@
 //! The daemon around the reactor: one thread, one epoll loop. It owns the sockets, turns what
 //! arrives into events and carries out effects. It decides nothing.
 //!
-//! `clients` serves commands, `agents` the nodes, `helpers` the keeper and the deputies.
+//! `clients` serves commands, `agents` the nodes, `helpers` the keeper and the deputies, `boot`
+//! machines that start, `power` their switches; `beside` finds or starts what outlives the daemon.
 
 mod agents;
+mod beside;
 mod boot;
 mod clients;
+mod disk;
 mod gateway;
 mod helpers;
+mod names;
+mod power;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -106,6 +111,7 @@ enum Kind {
     Client,
     Unproven,
     VirtualNode,
+    Switch,
 }
 
 fn token(kind: Kind, number: u64) -> Token {
@@ -171,6 +177,9 @@ pub struct Daemon {
     listeners: Vec<(Option<u64>, OwnedFd)>,
     keeper: Option<Keeper>,
     boot: Boot,
+    names: names::Told,
+    power: power::Power,
+    began_ms: u64,
     clients: HashMap<u64, Client>,
     unproven: HashMap<u64, (Unproven, u64)>,
     agents: HashMap<NodeId, Agent>,
@@ -206,7 +215,8 @@ impl Daemon {
             root_on_nodes: config.root_on_nodes,
         };
         let reactor = Reactor::new(policy, store.nodes()?, store.jobs()?, next_job);
-        let machines = store.machines()?;
+        let mut machines = store.machines()?;
+        machines.govern(config.boot.approve, config.boot.adopt.clone());
         let poll = Poll::new()?;
         poll.add(&commands, COMMANDS, Interest::Read)?;
         let mut daemon = Daemon {
@@ -220,6 +230,9 @@ impl Daemon {
             listeners: Vec::new(),
             keeper: None,
             boot: Boot::new(machines),
+            names: names::Told::default(),
+            power: power::Power::default(),
+            began_ms: now_ms(),
             clients: HashMap::new(),
             unproven: HashMap::new(),
             agents: HashMap::new(),
@@ -272,6 +285,8 @@ impl Daemon {
             if self.boot.retry_at_ms.is_some_and(|at| at <= now_ms()) {
                 self.arrange_boot();
             }
+            self.end_late_switches();
+            self.look_at_names();
             self.event(Event::Tick);
         }
     }
@@ -290,6 +305,8 @@ impl Daemon {
             .chain(self.reactor.next_deadline_ms())
             .chain(self.ending_at_ms)
             .chain(self.boot.retry_at_ms)
+            .chain(self.names_due_ms())
+            .chain(self.switch_deadline_ms())
             .min()?;
         // One more, because a deadline is passed when the clock has ticked beyond it.
         Some(Duration::from_millis(next.saturating_sub(now_ms()) + 1))
@@ -312,6 +329,7 @@ impl Daemon {
                     kind if kind == Kind::Deputy as u64 => {
                         self.deputy_ready(DeputyId(number), event);
                     }
+                    kind if kind == Kind::Switch as u64 => self.switch_ready(number),
                     _ => self.virtual_node_died(NodeId(narrow)),
                 }
             }

@@ -5,28 +5,30 @@
 //! service has just seen it boot, that it asks from its own address by a port that only root
 //! there can have, and, the first time, that somebody has compared a code (`docs/security.md`).
 
+mod adopting;
+mod joining;
+mod rules;
 mod subnet;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use wiglaf_wire::boot::{
     AddressService, BootInterface, BootMachine, BootSettings, Mac, MachineInfo, Sighting, Stage,
 };
 use wiglaf_wire::nodeset::is_node_name;
 
+use crate::node_table::{Node, NodeTable};
 use crate::placement::Refusal;
+use adopting::Window;
+use joining::PERMIT_MS;
+pub use joining::{Key, Verdict};
+pub use rules::{Approve, MacPattern, NamePattern, NotAPattern, Rule};
 
-/// How long after it was last seen booting a machine may join.
-const PERMIT_MS: u64 = 10 * 60_000;
 /// Machines that nobody knows and that are remembered.
 const MAX_STRANGERS: usize = 1_000;
-/// Ports below this are given to root only (`IPPORT_RESERVED`, netinet/in.h).
-const FIRST_ORDINARY_PORT: u16 = 1_024;
-/// Keys that wait at once for one machine: more than one only if somebody else asks in its name.
-const MAX_KEYS: usize = 4;
 
 /// A moment, by two clocks.
 #[derive(Clone, Copy, Debug)]
@@ -61,10 +63,6 @@ pub struct Served {
     pub sets_address: bool,
 }
 
-/// The digest of a public key (SHA-256). A code is too short to stand for a key by itself:
-/// another key with the same code is found in minutes.
-pub type Key = [u8; 32];
-
 /// What is known of a machine's present life.
 #[derive(Clone, Debug)]
 struct Life {
@@ -74,6 +72,7 @@ struct Life {
     stage: Stage,
     stage_s: i64,
     first_s: i64,
+    first_ms: u64,
     seen_ms: u64,
     /// Until when it may join; taken away when it has.
     permit_until_ms: u64,
@@ -82,35 +81,22 @@ struct Life {
     /// The key that somebody has confirmed: it and no other may join.
     confirmed: Option<Key>,
     refusal: Option<String>,
-}
-
-/// The answer to a machine that asks to join.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It becomes the node of this name. What the store keeps may have changed.
-    Accept {
-        /// The name.
-        name: String,
-    },
-    /// Somebody has to compare this code first.
-    Await {
-        /// The code.
-        code: String,
-    },
-    /// No, with the sentence for its console.
-    Refuse {
-        /// Why, and what to do.
-        reason: String,
-    },
+    /// How often it has fetched its boot program since that last ran.
+    fruitless_loads: u32,
 }
 
 /// What a sighting means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// Nothing for anybody else.
     Noted,
-    /// It came while every machine is adopted.
-    Adopt,
+    /// It is to be adopted: it came while every machine is, or a rule says so.
+    Adopt {
+        /// What it is called; `None`: the next free name.
+        name: Option<NamePattern>,
+        /// What it boots, if not what all do: an image's ID or name.
+        image: Option<String>,
+    },
 }
 
 /// All machines that boot from the network, and where.
@@ -120,9 +106,16 @@ pub struct Machines {
     known: BTreeMap<Mac, Machine>,
     lives: BTreeMap<Mac, Life>,
     image: Option<String>,
+    /// What the nodes of a group boot for which nothing else is said.
+    group_images: BTreeMap<String, String>,
+    /// Which groups nodes are in, as the node table has it.
+    groups: BTreeMap<String, BTreeSet<String>>,
     /// The interface that leads to the outer world, if nodes may go there.
     outer: Option<String>,
-    adopts_until: Option<Now>,
+    /// While it is open, every machine that comes is adopted.
+    window: Option<Window>,
+    rules: Vec<Rule>,
+    approve: Approve,
 }
 
 impl Machines {
@@ -133,6 +126,11 @@ impl Machines {
             image,
             ..Machines::default()
         }
+    }
+
+    /// What is configured.
+    pub fn govern(&mut self, approve: Approve, rules: Vec<Rule>) {
+        (self.approve, self.rules) = (approve, rules);
     }
 
     /// Interfaces that are served.
@@ -173,11 +171,6 @@ impl Machines {
         Ok(())
     }
 
-    /// Until when every machine is adopted.
-    pub fn adopts_until(&self) -> Option<Now> {
-        self.adopts_until
-    }
-
     /// Serves an interface from now on. Returns what the store has to keep.
     ///
     /// # Errors
@@ -211,26 +204,46 @@ impl Machines {
             interface,
             sets_address,
         };
-        let outside = |machine: &&mut Machine| match machine.address {
-            Some(address) => subnet::is_behind(&served.interface, address),
-            None => false,
+        self.readdress(&served.interface, &ranges);
+        self.served.insert(name.clone(), served);
+        Ok(&self.served[&name])
+    }
+
+    /// Gives the machines behind an interface addresses that fit what it is to be now: who has one
+    /// that is the head's, the pool's or of another network gets another, and where another DHCP
+    /// server gives them, none.
+    fn readdress(&mut self, new: &BootInterface, ranges: &subnet::Ranges) {
+        let old = self.served.get(&new.name).map(|old| old.interface.clone());
+        let is_only = self.served.keys().all(|name| *name == new.name);
+        let was_proxy = old
+            .as_ref()
+            .is_some_and(|old| old.service == AddressService::Proxy);
+        let lives = &self.lives;
+        let is_there = |machine: &Machine| match machine.address {
+            Some(address) => {
+                subnet::is_behind(new, address)
+                    || old
+                        .as_ref()
+                        .is_some_and(|old| subnet::is_behind(old, address))
+            }
+            None => {
+                let life = lives.get(&machine.mac);
+                was_proxy && (is_only || life.is_some_and(|life| life.interface == new.name))
+            }
         };
-        // Who had an address there that is the head's now, or the pool's, gets another.
         let mut taken: Vec<Ipv4Addr> = self.known.values().filter_map(|m| m.address).collect();
-        for machine in self.known.values_mut().filter(outside) {
-            let number = machine.address.map_or(0, u32::from);
-            if number < ranges.first
-                || number > ranges.last
-                || machine.address == Some(served.interface.address)
-            {
-                machine.address = subnet::free_address(&served.interface, &machine.name, |free| {
-                    taken.contains(&free)
-                });
+        for machine in self.known.values_mut().filter(|machine| is_there(machine)) {
+            let fits = |address: Ipv4Addr| {
+                (ranges.first..=ranges.last).contains(&u32::from(address)) && address != new.address
+            };
+            if new.service == AddressService::Proxy {
+                machine.address = None;
+            } else if !machine.address.is_some_and(fits) {
+                machine.address =
+                    subnet::free_address(new, &machine.name, |free| taken.contains(&free));
                 taken.extend(machine.address);
             }
         }
-        self.served.insert(name.clone(), served);
-        Ok(&self.served[&name])
     }
 
     /// Serves it no longer. Whether it was served.
@@ -293,6 +306,9 @@ impl Machines {
             // The address that it had as a stranger is not the one that it will join from.
             life.address = None;
         }
+        if let Some(window) = &mut self.window {
+            window.last = Some(mac);
+        }
         Ok(self.known.entry(mac).or_insert(machine))
     }
 
@@ -314,11 +330,6 @@ impl Machines {
                 "switch it on first: then it is known which one it is behind",
             )),
         }
-    }
-
-    /// Adopts every machine that comes until then; `None` ends it.
-    pub fn adopt_all(&mut self, until: Option<Now>) {
-        self.adopts_until = until;
     }
 
     /// The machine of this node, or with this Ethernet address.
@@ -349,12 +360,44 @@ impl Machines {
             .ok_or_else(|| Refusal::new(format!("{text} is gone already"), "nothing is left to do"))
     }
 
-    /// What machines boot: these, or all for which nothing else is said.
-    pub fn use_image(&mut self, image: &str, names: Option<&[String]>) -> Vec<Machine> {
-        let Some(names) = names else {
-            self.image = Some(image.to_owned());
-            return Vec::new();
-        };
+    /// What all machines boot for which nothing else is said.
+    pub fn use_image(&mut self, image: &str) {
+        self.image = Some(image.to_owned());
+    }
+
+    /// What the nodes of a group boot, now and whoever comes into it later.
+    pub fn use_group_image(&mut self, group: &str, image: &str) {
+        self.group_images.insert(group.to_owned(), image.to_owned());
+    }
+
+    /// What the nodes of each group boot.
+    pub fn group_images(&self) -> Vec<(String, String)> {
+        let images = self.group_images.iter();
+        images
+            .map(|(group, image)| (group.clone(), image.clone()))
+            .collect()
+    }
+
+    /// Takes in which groups nodes are in.
+    pub fn follow_groups(&mut self, nodes: &NodeTable) {
+        let groups = |node: &Node| (node.name.clone(), node.groups.clone());
+        self.groups = nodes.iter().map(groups).collect();
+    }
+
+    /// What a machine boots: what was said of itself, else of one of its groups (the first in the
+    /// alphabet), else of all.
+    fn image_of<'a>(&'a self, machine: &'a Machine) -> Option<&'a String> {
+        let groups = self.groups.get(&machine.name).into_iter().flatten();
+        let of_group = || groups.flat_map(|group| self.group_images.get(group)).next();
+        machine
+            .image
+            .as_ref()
+            .or_else(of_group)
+            .or(self.image.as_ref())
+    }
+
+    /// What these machines boot.
+    pub fn use_image_for(&mut self, image: &str, names: &[String]) -> Vec<Machine> {
         let chosen = self.known.values_mut().filter(|m| names.contains(&m.name));
         chosen
             .map(|machine| {
@@ -377,12 +420,21 @@ impl Machines {
             stage: sighting.stage,
             stage_s: now.wall_s,
             first_s: now.wall_s,
+            first_ms: now.ms,
             seen_ms: now.ms,
             permit_until_ms: 0,
             asking: Vec::new(),
             confirmed: None,
             refusal: None,
+            fruitless_loads: 0,
         });
+        match sighting.stage {
+            Stage::Loader if life.stage != Stage::Loader || life.fruitless_loads == 0 => {
+                life.fruitless_loads = life.fruitless_loads.saturating_add(1);
+            }
+            Stage::Asked | Stage::Addressed | Stage::Loader => {}
+            _ => life.fruitless_loads = 0,
+        }
         if sighting.stage != life.stage {
             life.stage_s = now.wall_s;
         }
@@ -407,10 +459,7 @@ impl Machines {
             life.address = sighting.address.or(life.address);
         }
         if !is_known {
-            // What only asks for an address may be a switch or a telephone.
-            let is_open = self.adopts_until.is_some_and(|until| now.ms < until.ms)
-                && sighting.stage >= Stage::Addressed;
-            return if is_open { Seen::Adopt } else { Seen::Noted };
+            return self.may_adopt(now, sighting.mac);
         }
         life.permit_until_ms = now.ms + PERMIT_MS;
         Seen::Noted
@@ -429,132 +478,6 @@ impl Machines {
         let oldest = strangers().min_by_key(|(_, life)| life.seen_ms);
         if let Some(mac) = oldest.map(|(mac, _)| *mac) {
             self.lives.remove(&mac);
-        }
-    }
-
-    /// A machine asks to join from there, with this key, for which that code stands.
-    pub fn may_join(
-        &mut self,
-        now: Now,
-        mac: Mac,
-        from: SocketAddr,
-        key: Key,
-        code: &str,
-    ) -> Verdict {
-        let refuse = |reason: String| Verdict::Refuse { reason };
-        let Some(machine) = self.known.get_mut(&mac) else {
-            return refuse(format!(
-                "nobody has adopted {mac}: `wiglaf node adopt {mac}` on the head does"
-            ));
-        };
-        let Some(life) = self.lives.get_mut(&mac) else {
-            return refuse(format!(
-                "the head has not seen {mac} boot: start it from the network"
-            ));
-        };
-        let wire = self.served.get(&life.interface);
-        let own = machine
-            .address
-            .or(life.address)
-            .filter(|own| wire.is_some_and(|served| subnet::is_behind(&served.interface, *own)));
-        // What somebody else says in its name is not kept: it would hide what the machine says.
-        if own.is_none_or(|own| canonical(from.ip()) != IpAddr::V4(own)) {
-            return refuse(format!("{} is not the address of {mac}", from.ip()));
-        }
-        if from.port() >= FIRST_ORDINARY_PORT {
-            return refuse(format!("port {} is not one of root's", from.port()));
-        }
-        if life.permit_until_ms <= now.ms {
-            let reason =
-                format!("{mac} has joined already since it booted, or too long ago: boot it again");
-            life.refusal = Some(reason.clone());
-            return refuse(reason);
-        }
-        life.seen_ms = now.ms;
-        if machine.is_approved && life.confirmed.is_none_or(|only| only == key) {
-            life.permit_until_ms = 0;
-            life.asking.clear();
-            life.refusal = None;
-            if life.stage != Stage::Joining {
-                (life.stage, life.stage_s) = (Stage::Joining, now.wall_s);
-            }
-            return Verdict::Accept {
-                name: machine.name.clone(),
-            };
-        }
-        if life.stage != Stage::AwaitsApproval {
-            (life.stage, life.stage_s) = (Stage::AwaitsApproval, now.wall_s);
-        }
-        life.refusal = None;
-        if !life.asking.iter().any(|(_, known)| *known == key) {
-            if life.asking.len() >= MAX_KEYS {
-                life.asking.remove(0);
-            }
-            life.asking.push((code.to_owned(), key));
-        }
-        // While somebody waits, the permit does not run out.
-        life.permit_until_ms = now.ms + PERMIT_MS;
-        Verdict::Await {
-            code: code.to_owned(),
-        }
-    }
-
-    /// Somebody has read this code on the machine's console. Returns what the store has to keep.
-    ///
-    /// # Errors
-    /// No machine shows such a code.
-    pub fn approve(&mut self, text: &str, code: &str) -> Result<&Machine, Refusal> {
-        let mac = self.find(text)?.mac;
-        let digits = |text: &str| {
-            text.chars()
-                .filter(char::is_ascii_digit)
-                .collect::<String>()
-        };
-        let waiting = self
-            .lives
-            .get_mut(&mac)
-            .filter(|life| !life.asking.is_empty());
-        let Some(life) = waiting else {
-            return Err(Refusal::new(
-                format!("{text} does not wait for approval now"),
-                format!("`wiglaf node why {text}` tells how far it is"),
-            ));
-        };
-        let typed = digits(code);
-        let shown: Vec<Key> = life
-            .asking
-            .iter()
-            .filter(|(shown, _)| digits(shown) == typed)
-            .map(|(_, key)| *key)
-            .collect();
-        match shown.as_slice() {
-            [only] => life.confirmed = Some(*only),
-            [] => {
-                return Err(Refusal::new(
-                    format!("{text} asks with another code than {code}"),
-                    "compare it with the machine's console: if it shows this one, somebody else \
-                     asks in its name",
-                ));
-            }
-            _ => {
-                return Err(Refusal::new(
-                    format!("two machines ask as {text} with this code: one of them is forged"),
-                    "find out who else is on that wire, and start the machine again",
-                ));
-            }
-        }
-        let machine = self.known.get_mut(&mac);
-        let machine = machine.ok_or_else(|| Refusal::new("it is gone", "adopt it again"))?;
-        machine.is_approved = true;
-        Ok(machine)
-    }
-
-    /// The node has joined.
-    pub fn is_up(&mut self, now: Now, name: &str) {
-        let mac = self.known.values().find(|m| m.name == name).map(|m| m.mac);
-        if let Some(life) = mac.and_then(|mac| self.lives.get_mut(&mac)) {
-            (life.stage, life.stage_s) = (Stage::Up, now.wall_s);
-            (life.refusal, life.confirmed) = (None, None);
         }
     }
 
@@ -577,11 +500,7 @@ impl Machines {
             mac: machine.mac,
             name: machine.name.clone(),
             address: machine.address.unwrap_or(Ipv4Addr::UNSPECIFIED),
-            image: machine
-                .image
-                .clone()
-                .or_else(|| self.image.clone())
-                .unwrap_or_default(),
+            image: self.image_of(machine).cloned().unwrap_or_default(),
             arguments: arguments.to_owned(),
         });
         BootSettings {
@@ -631,15 +550,12 @@ impl Machines {
             stage: life.map(|life| life.stage),
             stage_s: life.map(|life| life.stage_s),
             first_s: life.map(|life| life.first_s),
-            image: machine.and_then(|machine| machine.image.clone().or_else(|| self.image.clone())),
-            is_approved: machine.is_some_and(|machine| machine.is_approved),
+            image: machine.and_then(|machine| self.image_of(machine).cloned()),
+            is_approved: machine.is_some_and(|machine| machine.is_approved)
+                && self.approve == Approve::Once,
             code: life.and_then(|life| life.asking.last().map(|(code, _)| code.clone())),
             refusal: life.and_then(|life| life.refusal.clone()),
+            fruitless_loads: life.map_or(0, |life| life.fruitless_loads),
         }
     }
-}
-
-/// An IPv4 address that came by an IPv6 socket is the IPv4 address.
-fn canonical(address: IpAddr) -> IpAddr {
-    address.to_canonical()
 }

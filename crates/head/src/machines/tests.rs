@@ -1,3 +1,5 @@
+use std::net::SocketAddr;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -89,6 +91,21 @@ fn a_machine_joins_once_its_code_was_compared_and_then_without() {
 }
 
 #[test]
+fn what_is_fetched_and_never_runs_is_counted() {
+    let mut machines = machines();
+    machines.adopt(mac(1), "n1").unwrap();
+    let loads = |machines: &Machines| machines.info(mac(1)).fruitless_loads;
+    for count in 1..4 {
+        for stage in [Stage::Asked, Stage::Addressed, Stage::Loader, Stage::Loader] {
+            machines.seen(at(u64::from(count)), &sighting(mac(1), stage, None));
+        }
+        assert_eq!(loads(&machines), count);
+    }
+    machines.seen(at(9), &sighting(mac(1), Stage::Script, None));
+    assert_eq!(loads(&machines), 0);
+}
+
+#[test]
 fn nobody_joins_for_another() {
     let mut machines = machines();
     let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
@@ -113,11 +130,134 @@ fn a_window_adopts_who_comes_while_it_is_open() {
     let mut machines = machines();
     let came = |number| sighting(mac(number), Stage::Addressed, None);
     assert_eq!(machines.seen(at(0), &came(1)), Seen::Noted);
-    machines.adopt_all(Some(at(100)));
+    machines.adopt_all(at(100), None, false);
     let switch = sighting(mac(3), Stage::Asked, None);
     assert_eq!(machines.seen(at(50), &switch), Seen::Noted);
-    assert_eq!(machines.seen(at(99), &came(1)), Seen::Adopt);
+    assert_eq!(machines.seen(at(99), &came(1)), ADOPT);
     assert_eq!(machines.seen(at(100), &came(2)), Seen::Noted);
+}
+
+const ADOPT: Seen = Seen::Adopt {
+    name: None,
+    image: None,
+};
+
+#[test]
+fn in_order_the_next_is_adopted_when_the_one_before_is_up() {
+    let mut machines = machines();
+    let came = |number| sighting(mac(number), Stage::Script, None);
+    let names = NamePattern::try_from("n%d".to_owned()).unwrap();
+    machines.adopt_all(at(1_000_000), Some(names.clone()), true);
+    let adopt = Seen::Adopt {
+        name: Some(names),
+        image: None,
+    };
+    // Switched on in the order 9, 3, 5.
+    assert_eq!(machines.seen(at(10), &came(9)), adopt);
+    machines.adopt(mac(9), "n1").unwrap();
+    assert_eq!(machines.seen(at(20), &came(3)), Seen::Noted);
+    assert_eq!(machines.seen(at(30), &came(5)), Seen::Noted);
+    assert_eq!(machines.waited_for(at(30)), Some("n1"));
+    machines.seen(at(40), &came(9));
+    machines.is_up(at(50), "n1");
+    // The later one asks first.
+    assert_eq!(machines.seen(at(60), &came(5)), Seen::Noted);
+    assert_eq!(machines.seen(at(70), &came(3)), adopt);
+    machines.adopt(mac(3), "n2").unwrap();
+    // One that is forgotten holds nobody up, and one that starts again neither.
+    assert_eq!(machines.seen(at(80), &came(5)), Seen::Noted);
+    machines.forget("n2").unwrap();
+    machines.seen(at(85), &came(9));
+    assert_eq!(machines.seen(at(90), &came(5)), adopt);
+    // One that has gone is not waited for.
+    assert_eq!(machines.seen(at(95), &came(7)), Seen::Noted);
+    assert_eq!(machines.seen(at(90_000), &came(7)), adopt);
+}
+
+#[test]
+fn a_rule_adopts_those_that_it_is_for_and_no_others() {
+    let mut machines = machines();
+    let rule: Rule = Rule {
+        mac: MacPattern::try_from("52:54:00:00:00:*".to_owned()).unwrap(),
+        name: Some(NamePattern::try_from("gpu%d".to_owned()).unwrap()),
+        image: Some("gpu".into()),
+    };
+    machines.govern(Approve::Once, vec![rule.clone()]);
+    let came = |mac, stage| sighting(mac, stage, None);
+    assert_eq!(
+        machines.seen(at(0), &came(mac(1), Stage::Asked)),
+        Seen::Noted
+    );
+    let adopt = Seen::Adopt {
+        name: rule.name,
+        image: rule.image,
+    };
+    assert_eq!(machines.seen(at(1), &came(mac(1), Stage::Addressed)), adopt);
+    let other = Mac([0x52, 0x54, 0, 0, 1, 1]);
+    assert_eq!(
+        machines.seen(at(2), &came(other, Stage::Script)),
+        Seen::Noted
+    );
+}
+
+#[test]
+fn where_codes_are_always_compared_each_boot_waits_for_one() {
+    let mut machines = machines();
+    machines.govern(Approve::Always, Vec::new());
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    for (at_ms, code) in [(0, "1111-1111"), (1_000, "2222-2222")] {
+        machines.seen(at(at_ms), &sighting(mac(1), Stage::Script, Some(own)));
+        let ask = |machines: &mut Machines, code: &str| {
+            machines.may_join(at(at_ms + 1), mac(1), root_at(own), key(code), code)
+        };
+        assert!(matches!(ask(&mut machines, code), Verdict::Await { .. }));
+        machines.approve("n1", code).unwrap();
+        assert!(!machines.info(mac(1)).is_approved, "not for the next time");
+        // Who asks with another key waits all the same.
+        assert!(matches!(
+            ask(&mut machines, "3333-3333"),
+            Verdict::Await { .. }
+        ));
+        assert!(matches!(ask(&mut machines, code), Verdict::Accept { .. }));
+        machines.is_up(at(at_ms + 2), "n1");
+    }
+}
+
+#[test]
+fn a_groups_image_is_for_those_who_come_into_it_later_too() {
+    let mut machines = machines();
+    machines.adopt(mac(1), "n1").unwrap();
+    machines.adopt(mac(2), "n2").unwrap();
+    machines.use_image("default-1");
+    machines.use_group_image("gpu", "gpu-1");
+    let mut nodes = NodeTable::default();
+    let image = |machines: &Machines, number| machines.info(mac(number)).image.unwrap();
+    nodes.enrol("n1").unwrap();
+    machines.follow_groups(&nodes);
+    assert_eq!(image(&machines, 1), "default-1");
+    let node = nodes.enrol("n1").unwrap();
+    node.groups.extend(["fast".into(), "gpu".into()]);
+    machines.follow_groups(&nodes);
+    assert_eq!(image(&machines, 1), "gpu-1");
+    assert_eq!(image(&machines, 2), "default-1");
+    machines.use_image_for("own-1", &["n1".into()]);
+    assert_eq!(image(&machines, 1), "own-1");
+}
+
+#[test]
+fn machines_follow_their_interface_to_another_network_or_another_server() {
+    let mut machines = machines();
+    machines.adopt(mac(1), "n1").unwrap();
+    let address = |machines: &Machines| machines.find("n1").unwrap().address;
+    let moved = wire("eth1", Ipv4Addr::new(10, 78, 0, 1), AddressService::Full);
+    machines.enable(moved, false).unwrap();
+    assert_eq!(address(&machines), Some(Ipv4Addr::new(10, 78, 0, 2)));
+    let proxy = wire("eth1", Ipv4Addr::new(10, 78, 0, 1), AddressService::Proxy);
+    machines.enable(proxy, false).unwrap();
+    assert_eq!(address(&machines), None);
+    let back = wire("eth1", Ipv4Addr::new(10, 78, 0, 1), AddressService::Full);
+    machines.enable(back, false).unwrap();
+    assert_eq!(address(&machines), Some(Ipv4Addr::new(10, 78, 0, 2)));
 }
 
 #[test]

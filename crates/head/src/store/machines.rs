@@ -28,6 +28,12 @@ impl Store {
             .collect::<Result<_, _>>()?;
         let image = self.setting(IMAGE)?;
         let mut machines = Machines::new(known, image);
+        let mut query = self.db.prepare("SELECT name, image FROM group_image")?;
+        let mut rows = query.query([])?;
+        while let Some(row) = rows.next()? {
+            let (group, image): (String, String) = (row.get(0)?, row.get(1)?);
+            machines.use_group_image(&group, &image);
+        }
         let outer = self.setting(OUTER)?;
         let mut query = self.db.prepare(
             "SELECT name, address, prefix, is_proxy, gateway, sets_address FROM interface",
@@ -129,6 +135,18 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps what the nodes of a group boot.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_group_image(&self, group: &str, image: &str) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT OR REPLACE INTO group_image VALUES (?1, ?2)",
+            params![group, image],
+        )?;
+        Ok(())
+    }
+
     /// Keeps what machines boot for which nothing else is said.
     ///
     /// # Errors
@@ -220,7 +238,9 @@ mod tests {
             .put_machine(machines.adopt(mac, "n1").unwrap())
             .unwrap();
         store.put_image("default-1").unwrap();
-        machines.use_image("default-1", None);
+        machines.use_image("default-1");
+        store.put_group_image("gpu", "gpu-1").unwrap();
+        machines.use_group_image("gpu", "gpu-1");
         let read = store.machines().unwrap();
         assert_eq!(
             read.settings("c", "", 1, 2),

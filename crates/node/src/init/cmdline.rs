@@ -13,6 +13,8 @@ pub(super) struct CommandLine {
     pub(super) head: Option<SocketAddrV4>,
     /// Where its boot service is, for the same.
     pub(super) boot: Option<SocketAddrV4>,
+    /// The image of the medium that the machine was started from; it may be older than the head's.
+    pub(super) medium: Option<String>,
     /// Whether the console shows all that the kernel says.
     pub(super) is_debug: bool,
 }
@@ -29,6 +31,7 @@ impl CommandLine {
                 }
                 Some(("wiglaf.head", value)) => line.head = value.parse().ok(),
                 Some(("wiglaf.boot", value)) => line.boot = value.parse().ok(),
+                Some(("wiglaf.medium", value)) => line.medium = Some(value.to_owned()),
                 None if word == "wiglaf.debug" => line.is_debug = true,
                 _ => {}
             }
@@ -45,11 +48,12 @@ mod tests {
     fn our_words_are_found_among_others() {
         let line = CommandLine::parse(
             "initrd=initramfs console=ttyS0 BOOTIF=01-52-54-00-12-34-56 wiglaf.head=10.7.0.1:7494 \
-             quiet wiglaf.debug wiglaf.boot=10.7.0.1:7480\n",
+             quiet wiglaf.debug wiglaf.boot=10.7.0.1:7480 wiglaf.medium=default-0123\n",
         );
         assert_eq!(line.boot_card, Some(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56])));
         assert_eq!(line.head, Some("10.7.0.1:7494".parse().unwrap()));
         assert_eq!(line.boot, Some("10.7.0.1:7480".parse().unwrap()));
+        assert_eq!(line.medium.as_deref(), Some("default-0123"));
         assert!(line.is_debug);
     }
 

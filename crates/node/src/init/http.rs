@@ -31,14 +31,14 @@ pub(crate) enum HttpError {
 
 /// The head's clock as an answer told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct HeadTime {
+pub(crate) struct HeadTime {
     pub(super) unix_ns: u64,
     /// From our question to its answer.
     pub(super) trip: Duration,
 }
 
 /// Fetches a file into `sink`.
-pub(super) fn get(
+pub(crate) fn get(
     server: SocketAddrV4,
     path: &str,
     most_bytes: u64,

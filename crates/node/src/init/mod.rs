@@ -6,14 +6,18 @@
 
 mod cmdline;
 mod dhcp;
+mod entropy;
 mod ground;
 mod hotplug;
 mod http;
 mod journal;
+mod medium;
 mod modules;
 mod network;
 mod power;
 mod report;
+mod room;
+mod rootfs;
 mod supervise;
 
 use std::convert::Infallible;
@@ -29,6 +33,7 @@ use journal::Journal;
 use modules::{Loaded, Modules};
 use network::{Home, LOOK_PERIOD, Network};
 use report::Report;
+pub(crate) use http::get as fetch;
 pub(crate) use report::greet;
 use supervise::Supervisor;
 
@@ -56,6 +61,7 @@ pub fn run() -> ! {
 
 fn live() -> Infallible {
     let problems = ground::lay();
+    entropy::gather();
     // Nobody depends on it.
     let _ = set_process_title("wiglaf: init");
     let line = CommandLine::parse(&fs::read_to_string(COMMAND_LINE).unwrap_or_default());
@@ -72,7 +78,7 @@ fn live() -> Infallible {
     }
     let mut modules = Modules::read();
     modules.load_always().tell(&mut journal);
-    let (network, home) = find_home(&line, &mut modules, &mut journal);
+    let (mut network, mut home) = find_home(&line, &mut modules, &mut journal);
     journal.say(format_args!("the head is at {}", home.head));
     if let Some(name) = &home.host_name
         && let Err(error) = network::set_host_name(name)
@@ -84,13 +90,21 @@ fn live() -> Infallible {
         Some(Err(errno)) => journal.say(format_args!("can't tell the head of this: {errno}")),
         None => {}
     }
+    if let Some(image) = &line.medium {
+        medium::follow_head(image, &mut network, &mut home, &mut journal);
+    }
     let authority = read_authority(&mut journal);
+    let mut system = bring_system(&mut network, &mut home, &mut journal);
+    if let Some(system) = &mut system {
+        system.hand_over(&home, &mut journal);
+    }
     let mut supervisor = Supervisor {
         journal,
         modules,
         network,
         home,
         authority,
+        system,
     };
     loop {
         if let Err(errno) = supervisor.run() {
@@ -141,6 +155,21 @@ fn find_home(line: &CommandLine, modules: &mut Modules, journal: &mut Journal) -
             .collect();
         // Too early is no harm.
         let _ = poll(&mut sockets, Timespec::try_from(wait).ok().as_ref());
+    }
+}
+
+/// The image's full system, if it has one. A machine that was to have it does not go on without.
+fn bring_system(
+    network: &mut Network,
+    home: &mut Home,
+    journal: &mut Journal,
+) -> Option<rootfs::System> {
+    loop {
+        match rootfs::Wanted::read()? {
+            Ok(wanted) => return Some(wanted.bring(network, home, journal)),
+            Err(why) => journal.say(why),
+        }
+        std::thread::sleep(Duration::from_secs(60));
     }
 }
 

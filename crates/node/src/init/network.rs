@@ -49,6 +49,7 @@ struct Card {
     linked_ms: Option<u64>,
     /// What the kernel was told.
     address: Option<(Ipv4Addr, u8)>,
+    router: Option<Ipv4Addr>,
     /// A server that says nothing of a head.
     stranger: Option<Ipv4Addr>,
 }
@@ -63,6 +64,7 @@ pub(super) struct Home {
     pub(super) head: SocketAddrV4,
     pub(super) boot: Option<SocketAddrV4>,
     pub(super) host_name: Option<String>,
+    pub(super) name_servers: Vec<Ipv4Addr>,
 }
 
 /// All cards, until one has led to the head.
@@ -91,6 +93,18 @@ impl Network {
         })
     }
 
+    /// What the kernel's command line says.
+    pub(super) fn line(&self) -> &CommandLine {
+        &self.line
+    }
+
+    /// Asks for an address anew: the one that the machine has is not the one that it should have.
+    pub(super) fn ask_anew(&mut self, now_ms: u64) {
+        for card in &mut self.cards {
+            card.client.ask_anew(now_ms);
+        }
+    }
+
     /// Takes cards into use that were not there before.
     pub(super) fn find_cards(&mut self, now_ms: u64, journal: &mut Journal) {
         for (name, mac) in ethernet_cards(Path::new(CARDS)) {
@@ -116,6 +130,7 @@ impl Network {
                         socket,
                         linked_ms: None,
                         address: None,
+                        router: None,
                         stranger: None,
                     });
                 }
@@ -185,9 +200,15 @@ impl Network {
             }
             Output::Lost => {
                 journal.say(format_args!(
-                    "{}: the lease of its address is over and was not renewed; asking anew",
+                    "{}: its address is not its own any more; asking anew",
                     card.name
                 ));
+                card.router = None;
+                if let Some((old, prefix)) = card.address.take()
+                    && let Err(error) = self.route.remove_address(&card.name, old, prefix)
+                {
+                    journal.say(error);
+                }
                 None
             }
             Output::Bound(lease) => match self.settle(index, &lease, journal) {
@@ -223,15 +244,25 @@ impl Network {
                 result => result?,
             }
             card.address = Some(address);
-            if let Some(router) = lease.router
-                && let Err(error) = self.route.add_default_route(&card.name, router)
-            {
-                journal.say(error);
-            }
+            // The kernel has dropped it with the address.
+            card.router = None;
             journal.say(format_args!(
                 "{} has the address {}/{} from {}",
                 card.name, lease.address, lease.prefix, lease.server
             ));
+        }
+        if card.router != lease.router {
+            let changed = match (lease.router, card.router) {
+                (Some(new), _) => self.route.add_default_route(&card.name, new),
+                (None, Some(old)) => self.route.remove_default_route(&card.name, old),
+                (None, None) => Ok(()),
+            };
+            match (changed, lease.router) {
+                (Err(error), _) => journal.say(error),
+                (Ok(()), Some(new)) => journal.say(format_args!("the way out is by {new}")),
+                (Ok(()), None) => journal.say("there is no way out any more"),
+            }
+            card.router = lease.router;
         }
         let told = lease.cluster.as_ref();
         let head = self.line.head.or(told.map(|cluster| cluster.head));
@@ -242,6 +273,7 @@ impl Network {
             head,
             boot: self.line.boot.or(told.and_then(|cluster| cluster.boot)),
             host_name: lease.host_name.clone(),
+            name_servers: lease.name_servers.clone(),
         }))
     }
 
@@ -308,14 +340,19 @@ impl Network {
         if let Some((card, server)) = linked.iter().find_map(|card| Some((card, card.stranger?))) {
             return Some(format!(
                 "{}: the DHCP server {server} offers an address but says of no Wiglaf head; asking \
-                 on. See on the head: wiglaf boot status",
-                card.name
+                 on. If this machine is new, type on the head: wiglaf node adopt {}\n\
+                 If not, see there: wiglaf boot status",
+                card.name, card.mac
             ));
         }
         Some(format!(
-            "nobody gives this machine an address on {}; asking on. See on the head: wiglaf boot \
-             status",
-            names(&linked)
+            "nobody gives this machine an address on {}; asking on. If it is new, type on the \
+             head: wiglaf node adopt {}\nIf not, see there: wiglaf boot status",
+            names(&linked),
+            linked
+                .first()
+                .map(|card| card.mac.to_string())
+                .unwrap_or_default()
         ))
     }
 }

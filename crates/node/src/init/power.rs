@@ -2,11 +2,14 @@
 
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fmt::Write as _;
 use std::fs::File;
+use std::io::{self, Write};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use ring::digest::{Context, SHA256, digest};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::system::{RebootCommand, reboot};
@@ -14,13 +17,17 @@ use wiglaf_linux::kexec::kexec_file_load;
 use wiglaf_wire::agent::PowerAction;
 use wiglaf_wire::boot::Mac;
 
+use super::cmdline::CommandLine;
 use super::http::{self, HttpError};
+use super::room::{self, RoomError};
 
 /// Larger ones are no kernels of ours.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
 const MAX_SCRIPT_BYTES: u64 = 64 << 10;
 /// As the kernel's own bound is at most (COMMAND_LINE_SIZE).
 const MAX_COMMAND_LINE: usize = 2048;
+/// As many of an image's name are of its digest.
+const ID_DIGITS: usize = 12;
 
 /// Why the next kernel can't be started without the firmware.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +41,15 @@ pub(super) enum KexecError {
     /// It has nothing for this machine.
     #[error("the boot script names no kernel and initramfs")]
     Script,
+    /// What came is not what was sent.
+    #[error("{0} came damaged: it does not have the digest that its name says")]
+    Damaged(String),
     /// This kernel does not take that one.
     #[error("the kernel can't load the next one: {0}")]
     Load(#[source] Errno),
+    /// It does not go beside this one.
+    #[error(transparent)]
+    Room(#[from] RoomError),
     /// No room to keep it.
     #[error("can't keep the next kernel in memory: {0}")]
     Memory(#[source] Errno),
@@ -73,38 +86,80 @@ pub(super) fn end_for_good() -> Infallible {
 
 /// What a boot script has a machine start.
 #[derive(Debug, PartialEq, Eq)]
-struct Next {
+pub(super) struct Next {
     kernel: String,
     arguments: String,
     initramfs: String,
 }
 
 /// Fetches what this machine would boot by its firmware, and loads it.
-pub(super) fn load_next(boot: Option<SocketAddrV4>, mac: Mac) -> Result<(), KexecError> {
+pub(super) fn load_next(
+    boot: Option<SocketAddrV4>,
+    mac: Mac,
+    line: &CommandLine,
+) -> Result<(), KexecError> {
     let boot = boot.ok_or(KexecError::NoService)?;
-    let mut script = Vec::new();
-    http::get(
-        boot,
-        &format!("/script/{mac}"),
-        MAX_SCRIPT_BYTES,
-        &mut script,
-    )?;
-    let script = String::from_utf8_lossy(&script);
-    let next = Next::parse(&script).ok_or(KexecError::Script)?;
-    let kernel = fetch(boot, &next.kernel)?;
-    let initramfs = fetch(boot, &next.initramfs)?;
-    let line = CString::new(next.arguments).map_err(|_| KexecError::Script)?;
-    kexec_file_load(kernel.as_fd(), initramfs.as_fd(), &line).map_err(KexecError::Load)
+    let script = fetch_script(boot, mac)?;
+    Next::parse(&script)
+        .ok_or(KexecError::Script)?
+        .load(boot, line)
 }
 
-fn fetch(boot: SocketAddrV4, url: &str) -> Result<File, KexecError> {
+/// What the boot service would have this machine's iPXE do.
+pub(super) fn fetch_script(boot: SocketAddrV4, mac: Mac) -> Result<String, HttpError> {
+    let mut script = Vec::new();
+    let path = format!("/script/{mac}");
+    http::get(boot, &path, MAX_SCRIPT_BYTES, &mut script)?;
+    Ok(String::from_utf8_lossy(&script).into_owned())
+}
+
+/// A file in memory, and the digest of what it holds, in hexadecimal digits.
+fn fetch(boot: SocketAddrV4, url: &str) -> Result<(File, String), KexecError> {
     let (server, path) = split_url(url, boot).ok_or(KexecError::Script)?;
     let flags = MemfdFlags::CLOEXEC;
     let memory =
         rustix::fs::memfd_create("wiglaf next kernel", flags).map_err(KexecError::Memory)?;
-    let mut file = File::from(memory);
-    http::get(server, path, MAX_IMAGE_BYTES, &mut file)?;
-    Ok(file)
+    let mut sink = Digested {
+        file: File::from(memory),
+        digest: Context::new(&SHA256),
+    };
+    http::get(server, path, MAX_IMAGE_BYTES, &mut sink)?;
+    Ok((sink.file, hex(sink.digest.finish().as_ref())))
+}
+
+struct Digested {
+    file: File,
+    digest: Context,
+}
+
+impl Write for Digested {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Whether an image's name ends in the beginning of the digest of both its files' digests, as
+/// `wiglaf image build` makes it. On the wire it guards against accidents only: who forges the
+/// files forges the name.
+fn is_of_name(image: &str, kernel: &str, initramfs: &str) -> bool {
+    let both = format!("{kernel}{initramfs}");
+    let whole = hex(digest(&SHA256, both.as_bytes()).as_ref());
+    image
+        .rsplit_once('-')
+        .is_some_and(|(_, digits)| digits.len() >= ID_DIGITS && whole.starts_with(digits))
 }
 
 /// An absolute address, or a path on the boot service itself.
@@ -121,8 +176,39 @@ fn split_url(url: &str, boot: SocketAddrV4) -> Option<(SocketAddrV4, &str)> {
 }
 
 impl Next {
+    /// The image that the kernel is of.
+    pub(super) fn image(&self) -> Option<&str> {
+        let (_, path) = self.kernel.split_once("/image/")?;
+        path.strip_suffix("/kernel")
+    }
+
+    /// Fetches and loads it. What only this machine's own command line says of the way to the head
+    /// is passed on.
+    pub(super) fn load(&self, boot: SocketAddrV4, line: &CommandLine) -> Result<(), KexecError> {
+        let (kernel, kernel_digest) = fetch(boot, &self.kernel)?;
+        let (initramfs, initramfs_digest) = fetch(boot, &self.initramfs)?;
+        let image = self.image().ok_or(KexecError::Script)?;
+        if !is_of_name(image, &kernel_digest, &initramfs_digest) {
+            return Err(KexecError::Damaged(image.to_owned()));
+        }
+        let mut arguments = self.arguments.clone();
+        for (word, value) in [("wiglaf.head", line.head), ("wiglaf.boot", line.boot)] {
+            if let Some(value) = value
+                && !arguments.contains(&format!("{word}="))
+            {
+                arguments.push_str(&format!(" {word}={value}"));
+            }
+        }
+        if arguments.len() >= MAX_COMMAND_LINE {
+            return Err(KexecError::Script);
+        }
+        let arguments = CString::new(arguments).map_err(|_| KexecError::Script)?;
+        room::check(&kernel, &initramfs)?;
+        kexec_file_load(kernel.as_fd(), initramfs.as_fd(), &arguments).map_err(KexecError::Load)
+    }
+
     /// From an iPXE script of ours: the first `kernel` and the first `initrd` of it.
-    fn parse(script: &str) -> Option<Next> {
+    pub(super) fn parse(script: &str) -> Option<Next> {
         let words = |command: &str| -> Option<Vec<&str>> {
             let line = script
                 .lines()
@@ -135,13 +221,9 @@ impl Next {
         };
         let kernel = words("kernel")?;
         let (address, arguments) = kernel.split_first()?;
-        let arguments = arguments.join(" ");
-        if arguments.len() >= MAX_COMMAND_LINE {
-            return None;
-        }
         Some(Next {
             kernel: (*address).to_owned(),
-            arguments,
+            arguments: arguments.join(" "),
             initramfs: (*words("initrd")?.first()?).to_owned(),
         })
     }
@@ -163,7 +245,20 @@ mod tests {
         assert_eq!(next.kernel, "http://10.7.0.1:7480/image/a-1/kernel");
         assert_eq!(next.arguments, "BOOTIF=01-52-54 console=ttyS0");
         assert_eq!(next.initramfs, "http://10.7.0.1:7480/image/a-1/initramfs");
+        assert_eq!(next.image(), Some("a-1"));
         assert_eq!(Next::parse("#!ipxe\necho kernel\nsleep 5\n"), None);
+    }
+
+    #[test]
+    fn an_images_name_tells_what_is_in_it() {
+        // sha256 of "kernel" and of "initramfs", then of both in hexadecimal digits.
+        let of = |text: &str| hex(digest(&SHA256, text.as_bytes()).as_ref());
+        let (kernel, initramfs) = (of("kernel"), of("initramfs"));
+        let name = format!("my-{}", &of(&format!("{kernel}{initramfs}"))[..12]);
+        assert!(is_of_name(&name, &kernel, &initramfs));
+        assert!(!is_of_name(&name, &initramfs, &kernel));
+        assert!(!is_of_name("my-", &kernel, &initramfs));
+        assert!(!is_of_name("my", &kernel, &initramfs));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! PID 1's life once there is a network: one agent after the other.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -19,9 +19,11 @@ use super::hotplug::Hotplug;
 use super::journal::Journal;
 use super::modules::{Loaded, Modules};
 use super::network::{Home, Network};
+use super::report::Report;
+use super::rootfs::{self, System};
 use super::{now_ms, power};
 use crate::agent::{AgentConfig, Departure, Trust, live, start_apart};
-use crate::root::{Files, ViewOptions};
+use crate::root::{Files, TaskRoot, ViewOptions};
 
 const SIGHUP: i32 = 1;
 /// The kernel's word for Ctrl-Alt-Del.
@@ -42,6 +44,13 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 const LONG_LIFE: Duration = Duration::from_secs(60);
 /// How long an agent may take to end its tasks and leave when somebody is at the keyboard.
 const LEAVE_WAIT: Duration = Duration::from_secs(10);
+/// How long a system's own init may take to end the machine: its services have 90 s (systemd's
+/// `DefaultTimeoutStopSec`).
+const INIT_WAIT: Duration = Duration::from_secs(100);
+/// Between two times that it is asked.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// A system that ends everything ends the machine, too. If it does not, the node comes back.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(120);
 const MAX_LINE_BYTES: usize = 4096;
 const LINE_CHUNK: usize = 4096;
 const CHUNKS_PER_TURN: usize = 16;
@@ -59,13 +68,14 @@ struct Lines {
     partial: Vec<u8>,
 }
 
-/// PID 1.
+/// PID 1, or its child where a system's own init is that.
 pub(super) struct Supervisor {
     pub(super) journal: Journal,
     pub(super) modules: Modules,
     pub(super) network: Network,
     pub(super) home: Home,
     pub(super) authority: [u8; 32],
+    pub(super) system: Option<System>,
 }
 
 /// What is to become of the machine, unless its agent says it.
@@ -84,8 +94,10 @@ impl Supervisor {
         let handled = SignalSet::of(&[SIGCHLD, SIGINT, SIGTERM]);
         block_signals(handled);
         let signals = SignalFd::new(handled)?;
-        // From now on a SIGINT: tasks are ended in order first.
-        let _ = reboot(RebootCommand::CadOff);
+        if !self.is_beside_init() {
+            // From now on a SIGINT: tasks are ended in order first.
+            let _ = reboot(RebootCommand::CadOff);
+        }
         // Without it, what is plugged in later has no driver.
         let mut hotplug = Hotplug::open().ok();
         // What came before that.
@@ -98,6 +110,9 @@ impl Supervisor {
             if agent.is_none() {
                 if let Some(plan) = plan.take() {
                     self.end(plan.action);
+                }
+                if rootfs::is_ending() {
+                    start_at = Instant::now() + LAST_PAUSE;
                 }
                 if start_at <= Instant::now() {
                     match self.start() {
@@ -120,7 +135,14 @@ impl Supervisor {
             self.wait(&signals, agent.as_ref(), hotplug.as_ref(), deadline)?;
 
             while let Some(signal) = signals.read()? {
-                if matches!(signal.signo, SIGINT | SIGTERM) && plan.is_none() {
+                if matches!(signal.signo, SIGINT | SIGTERM) && self.is_beside_init() {
+                    self.journal
+                        .say("the system ends its processes: the agent leaves");
+                    start_at = Instant::now() + SHUTDOWN_WAIT;
+                    if let Some(agent) = &agent {
+                        let _ = pidfd_send_signal(&agent.process, SIGTERM);
+                    }
+                } else if matches!(signal.signo, SIGINT | SIGTERM) && plan.is_none() {
                     self.journal
                         .say("going to start anew, as somebody wants it here");
                     plan = Some(Plan {
@@ -143,7 +165,7 @@ impl Supervisor {
                 };
                 let Some(action) = self.heard(ended, change, &mut agent) else {
                     if agent.is_none() {
-                        start_at = Instant::now() + pause;
+                        start_at = start_at.max(Instant::now() + pause);
                         pause = (pause * 2).min(LAST_PAUSE);
                     }
                     continue;
@@ -200,23 +222,29 @@ impl Supervisor {
     fn start(&self) -> Result<Agent, Errno> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&reader, true)?;
-        let config = AgentConfig {
-            head: SocketAddr::V4(self.home.head),
-            trust: Trust::Booted {
-                authority: self.authority,
-                mac: self.home.mac,
-                boot: self.home.boot,
-            },
-            name: None,
-            files: Files::View(ViewOptions::default()),
-            address: self.home.address.to_string(),
-            rootless: false,
-            is_virtual: false,
-        };
+        let has_tasks = self.system.as_ref().filter(|system| system.has_tasks);
         let (pid, process) = start_apart(|| {
             // Init's would start the machine anew.
             drop(std::panic::take_hook());
             dup2_stderr(&writer)?;
+            // It belongs to the agent's own namespaces.
+            let files = match has_tasks {
+                Some(system) => Files::Disk(TaskRoot::from_tree(&system.root)?),
+                None => Files::View(ViewOptions::default()),
+            };
+            let config = AgentConfig {
+                head: SocketAddr::V4(self.home.head),
+                trust: Trust::Booted {
+                    authority: self.authority,
+                    mac: self.home.mac,
+                    boot: self.home.boot,
+                },
+                name: None,
+                files,
+                address: self.home.address.to_string(),
+                rootless: false,
+                is_virtual: false,
+            };
             Ok(exit_code(live(config, true)?))
         })?;
         Ok(Agent {
@@ -268,15 +296,33 @@ impl Supervisor {
             return;
         };
         let has_moved = home.address != self.home.address || home.head != self.home.head;
+        let old_boot = self.home.boot;
         // A renewal need not say all again.
         self.home = Home {
-            boot: home.boot.or(self.home.boot),
+            boot: home.boot.or(old_boot),
             ..home
         };
+        if let Some(boot) = self.home.boot
+            && old_boot != Some(boot)
+        {
+            self.report_to(boot);
+        }
         if has_moved && let Some(agent) = agent {
             self.journal
                 .say("the network has changed: the agent starts anew");
             let _ = pidfd_send_signal(&agent.process, SIGTERM);
+        }
+    }
+
+    /// Sends the log there from now on.
+    fn report_to(&mut self, boot: SocketAddrV4) {
+        // It ends by itself: nobody writes to it any more.
+        drop(self.journal.stop_reporting());
+        match Report::start(boot, self.home.mac) {
+            Ok(report) => self.journal.report_by(report),
+            Err(errno) => self
+                .journal
+                .say(format_args!("can't tell the head of this: {errno}")),
         }
     }
 
@@ -285,7 +331,7 @@ impl Supervisor {
         let action = match action {
             PowerAction::Kexec => {
                 self.journal.say("fetching the next kernel");
-                match power::load_next(self.home.boot, self.home.mac) {
+                match power::load_next(self.home.boot, self.home.mac, self.network.line()) {
                     Ok(()) => PowerAction::Kexec,
                     Err(error) => {
                         self.journal.say(format_args!(
@@ -297,23 +343,56 @@ impl Supervisor {
             }
             action => action,
         };
-        self.journal.say(match action {
-            PowerAction::Reboot => "starting anew",
-            PowerAction::Kexec => "starting the next kernel",
-            PowerAction::Halt => "halting",
-            PowerAction::PowerOff => "switching off",
-        });
-        if let Some(report) = self.journal.stop_reporting() {
-            report.finish();
+        if self.is_beside_init() {
+            self.ask_init(action);
         }
-        let errno = power::end(action);
-        self.journal
-            .say(format_args!("the kernel refuses: {errno}"));
-        let errno = power::end(PowerAction::Reboot);
-        self.journal.say(format_args!(
-            "can't start anew ({errno}): switch this machine off and on"
-        ));
+        finish(action, &mut self.journal);
     }
+
+    /// Whether PID 1 is a system's own init.
+    fn is_beside_init(&self) -> bool {
+        let system = self.system.as_ref();
+        system.is_some_and(|system| system.init.is_some())
+    }
+
+    /// Returns if the system does not end the machine in time.
+    fn ask_init(&mut self, action: PowerAction) {
+        let Some(system) = &self.system else { return };
+        self.journal.say(format_args!(
+            "the system ends its services first; it has {} s",
+            INIT_WAIT.as_secs()
+        ));
+        let asked = Instant::now();
+        while asked.elapsed() < INIT_WAIT {
+            // One that has just been started does not hear it yet.
+            if let Err(errno) = system.ask_init(action) {
+                self.journal
+                    .say(format_args!("the system's init can't be asked: {errno}"));
+                return;
+            }
+            std::thread::sleep(ASK_AGAIN);
+        }
+        self.journal.say("the system takes too long");
+    }
+}
+
+/// Ends the machine so, after its last words. Returns only if it can't even start anew.
+pub(super) fn finish(action: PowerAction, journal: &mut Journal) {
+    journal.say(match action {
+        PowerAction::Reboot => "starting anew",
+        PowerAction::Kexec => "starting the next kernel",
+        PowerAction::Halt => "halting",
+        PowerAction::PowerOff => "switching off",
+    });
+    if let Some(report) = journal.stop_reporting() {
+        report.finish();
+    }
+    let errno = power::end(action);
+    journal.say(format_args!("the kernel refuses: {errno}"));
+    let errno = power::end(PowerAction::Reboot);
+    journal.say(format_args!(
+        "can't start anew ({errno}): switch this machine off and on"
+    ));
 }
 
 fn exit_code(departure: Departure) -> i32 {

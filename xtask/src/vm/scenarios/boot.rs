@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::parts::{check_make, check_run, check_unknown, join};
 use crate::vm::dnsmasq::Dnsmasq;
 use crate::vm::guest::{Firmware, Guest, Plan, SMALL_MIB};
-use crate::vm::head::{ARGUMENTS, BOOT, Head};
+use crate::vm::head::Head;
 use crate::vm::stage::Stage;
 use crate::vm::wire::PORT;
 
@@ -30,7 +30,19 @@ pub(super) fn bios(stage: &Stage<'_>) -> Result<()> {
 }
 
 pub(super) fn uefi(stage: &Stage<'_>) -> Result<()> {
-    one(stage, Firmware::UefiPxe)
+    let head = Head::found(stage)?;
+    let guest = stage.guest(&head.wire, Plan::new("guest", Firmware::UefiPxe))?;
+    join(&head, &guest, "n1", 1)?;
+    // OVMF would try HTTP after that.
+    ensure!(
+        guest
+            .console
+            .text()
+            .contains("NBP file downloaded successfully"),
+        "its firmware has not booted by PXE:{}",
+        guest.console.tail()
+    );
+    check_run(&head, "n1")
 }
 
 pub(super) fn uefi_http(stage: &Stage<'_>) -> Result<()> {
@@ -45,25 +57,6 @@ pub(super) fn old_card(stage: &Stage<'_>) -> Result<()> {
     let guest = stage.guest(&head.wire, plan)?;
     guest.wait_for("undionly.kpxe... ok", FIRMWARE)?;
     stage.say("the boot program came by TFTP");
-    join(&head, &guest, "n1", 1)?;
-    check_run(&head, "n1")
-}
-
-/// A CD with iPXE, for a machine that can't boot from its network card.
-pub(super) fn cd(stage: &Stage<'_>) -> Result<()> {
-    one(stage, Firmware::Cdrom("/usr/lib/ipxe/ipxe.iso".into()))
-}
-
-/// The image's own files on a medium: nothing was fetched by what the machine has.
-pub(super) fn medium(stage: &Stage<'_>) -> Result<()> {
-    let head = Head::found(stage)?;
-    let image = head.image()?;
-    let firmware = Firmware::Kernel {
-        kernel: image.join("kernel"),
-        initramfs: image.join("initramfs"),
-        arguments: ARGUMENTS.to_owned(),
-    };
-    let guest = stage.guest(&head.wire, Plan::new("guest", firmware))?;
     join(&head, &guest, "n1", 1)?;
     check_run(&head, "n1")
 }
@@ -126,8 +119,6 @@ pub(super) fn proxy(stage: &Stage<'_>) -> Result<()> {
         // The first goes on beside the second: `nodes --wait` counts those that are up.
         let guest = stage.guest(&head.wire, Plan::new(name, firmware))?;
         join(&head, &guest, name, 1)?;
-        // The one before may still count as up.
-        head.wait_for_state(name, "up", BOOT)?;
         let (_, address) = head.node(name)?;
         let host: Option<u8> = address
             .rsplit('.')

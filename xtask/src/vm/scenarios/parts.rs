@@ -30,6 +30,8 @@ pub(super) fn join(head: &Head<'_>, guest: &Guest<'_>, name: &str, count: u32) -
     head.adopt(&guest.plan.mac, name)?;
     head.approve(guest, name)?;
     head.wait_up(count)?;
+    // One whose machine has just been switched off still counts for a while.
+    head.wait_for_state(name, "up", BOOT)?;
     head.stage.say(&format!("{name} is up"));
     Ok(())
 }

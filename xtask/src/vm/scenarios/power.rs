@@ -2,35 +2,39 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::parts::{check_run, join};
 use crate::vm::guest::{Firmware, Guest, Plan};
 use crate::vm::head::{BOOT, Head};
 use crate::vm::stage::Stage;
 
+/// Linux gives the next kernel no more than half of its memory, and keeps copies of what it loads.
+const KEXEC_MIB: u32 = 192;
 const END: Duration = Duration::from_secs(60);
 const BOOT_ID: &[&str] = &["cat", "/proc/sys/kernel/random/boot_id"];
 
 pub(super) fn reboot(stage: &Stage<'_>) -> Result<()> {
-    anew(stage, &["node", "reboot", "n1"], true)
+    let mut plan = plan();
+    plan.reboots = true;
+    anew(stage, plan, &["node", "reboot", "n1"])
 }
 
 /// QEMU ends if the firmware is asked.
 pub(super) fn kexec(stage: &Stage<'_>) -> Result<()> {
-    anew(stage, &["node", "reboot", "--kexec", "n1"], false)
+    let plan = plan().memory(KEXEC_MIB);
+    anew(stage, plan, &["node", "reboot", "--kexec", "n1"])
 }
 
 /// It comes back, and nobody approves it again.
-fn anew(stage: &Stage<'_>, words: &[&str], by_firmware: bool) -> Result<()> {
+fn anew(stage: &Stage<'_>, plan: Plan, words: &[&str]) -> Result<()> {
     let head = Head::found(stage)?;
-    let guest = node(stage, &head, by_firmware)?;
+    let guest = node(stage, &head, plan)?;
     let before = head.on_node("n1", BOOT_ID)?;
     head.admin(words)?;
     head.wait_for_state_but("n1", "up", END)?;
     stage.say("n1 has gone");
-    head.wait_for_state("n1", "up", BOOT)
-        .with_context(|| guest.console.tail())?;
+    head.wait_for_return(&guest, "n1", BOOT)?;
     let after = head.on_node("n1", BOOT_ID)?;
     ensure!(before != after, "it has not started anew");
     stage.say("n1 has started anew, and nobody had to approve it");
@@ -39,7 +43,7 @@ fn anew(stage: &Stage<'_>, words: &[&str], by_firmware: bool) -> Result<()> {
 
 pub(super) fn power_off(stage: &Stage<'_>) -> Result<()> {
     let head = Head::found(stage)?;
-    let guest = node(stage, &head, false)?;
+    let guest = node(stage, &head, plan())?;
     head.admin(&["node", "poweroff", "n1"])?;
     let status = guest.wait_for_end(END)?;
     ensure!(status.success(), "QEMU ended with {status}");
@@ -48,9 +52,11 @@ pub(super) fn power_off(stage: &Stage<'_>) -> Result<()> {
     Ok(())
 }
 
-fn node<'w>(stage: &Stage<'_>, head: &'w Head<'_>, reboots: bool) -> Result<Guest<'w>> {
-    let mut plan = Plan::new("guest", Firmware::BiosIpxe);
-    plan.reboots = reboots;
+fn plan() -> Plan {
+    Plan::new("guest", Firmware::BiosIpxe)
+}
+
+fn node<'w>(stage: &Stage<'_>, head: &'w Head<'_>, plan: Plan) -> Result<Guest<'w>> {
     let guest = stage.guest(&head.wire, plan)?;
     join(head, &guest, "n1", 1)?;
     Ok(guest)

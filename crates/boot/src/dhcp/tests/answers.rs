@@ -235,3 +235,17 @@ fn a_probe_finds_other_servers_and_not_ourselves() {
     offer.transaction = 78;
     assert_eq!(answer(&offer), None);
 }
+
+#[test]
+fn who_resolves_names_is_told_to_machines_that_were_adopted() {
+    let told = |settings, resolves| {
+        let mut wire = Wire::new(settings);
+        wire.server.resolve_names(resolves);
+        let effects = wire.ask(&pxe(MAC, DISCOVER));
+        let (_, offer) = replies(&effects).remove(0);
+        offer.options.get(code::NAME_SERVER).map(<[u8]>::to_vec)
+    };
+    assert_eq!(told(adopted(), true), Some(HEAD.octets().to_vec()));
+    assert_eq!(told(adopted(), false), None);
+    assert_eq!(told(strange(), true), None);
+}

@@ -19,9 +19,13 @@ fn fixed(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 10 + number)
 }
 
-/// The first machines are adopted; the last of them at an address within the pool.
+/// The first machines are adopted; the last of those at an address within the pool.
 fn some_adopted() -> BootSettings {
-    let mut machines: Vec<_> = (0..MACHINES)
+    these_adopted(MACHINES)
+}
+
+fn these_adopted(count: u8) -> BootSettings {
+    let mut machines: Vec<_> = (0..count)
         .map(|number| machine(mac(number), &format!("n{number}"), fixed(number)))
         .collect();
     machines[usize::from(MACHINES) - 1].address = Ipv4Addr::new(10, 77, 0, 201);
@@ -84,6 +88,8 @@ enum Step {
     Take(u8),
     Pass(u64),
     Restart,
+    /// Some that had to do with us as strangers are adopted.
+    Adopt,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -93,6 +99,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..MACS).prop_map(Step::Take),
         3 => (0..90_000_u64).prop_map(Step::Pass),
         1 => Just(Step::Restart),
+        1 => Just(Step::Adopt),
     ]
 }
 
@@ -144,7 +151,7 @@ proptest! {
         steps in vec(step(), 1..120),
         asks in 0..MACHINES,
     ) {
-        let settings = some_adopted();
+        let mut settings = some_adopted();
         let own = settings.machines[usize::from(asks)].address;
         let mut wire = Wire::new(settings.clone());
         let mut holders = Holders::default();
@@ -158,6 +165,11 @@ proptest! {
                 }
                 Step::Restart => {
                     wire.server = Server::new(settings.clone(), journal.clone());
+                    continue;
+                }
+                Step::Adopt => {
+                    settings = these_adopted(2 * MACHINES);
+                    wire.server.configure(settings.clone());
                     continue;
                 }
                 Step::Take(number) => match offers.get(&mac(number)) {

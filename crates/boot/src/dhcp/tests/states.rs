@@ -19,6 +19,28 @@ fn selecting_takes_its_own_address_and_no_other() {
 }
 
 #[test]
+fn what_was_offered_before_its_adoption_may_be_taken() {
+    let mut wire = Wire::new(strange());
+    assert_eq!(reply(&wire.ask(&pxe(MAC, DISCOVER))), (OFFER, POOL_FIRST));
+    wire.server.configure(adopted());
+    let effects = wire.ask(&take(pxe(MAC, REQUEST), POOL_FIRST));
+    assert_eq!(reply(&effects), (ACK, POOL_FIRST));
+    let ack = &replies(&effects)[0].1;
+    let lease = ack.options.get(code::LEASE_TIME);
+    assert_eq!(lease, Some(&120_u32.to_be_bytes()[..]));
+    assert_eq!(kept(&effects).len(), 1, "nobody else gets it meanwhile");
+    // From then on it has its own.
+    assert_eq!(reply(&wire.ask(&pxe(MAC, DISCOVER))), (OFFER, FIXED));
+    let effects = wire.ask(&take(pxe(MAC, REQUEST), FIXED));
+    assert_eq!(reply(&effects), (ACK, FIXED));
+    // What was not offered is refused, as is what an operating system wants.
+    let other = Ipv4Addr::new(10, 77, 0, 201);
+    assert_eq!(reply(&wire.ask(&take(pxe(MAC, REQUEST), other))).0, NAK);
+    let system = take(message(MAC, REQUEST), POOL_FIRST);
+    assert_eq!(reply(&wire.ask(&system)).0, NAK);
+}
+
+#[test]
 fn selecting_another_server_is_none_of_ours() {
     let mut packet = take(pxe(MAC, REQUEST), FIXED);
     packet.options.set(code::SERVER, [10, 77, 0, 1]);
@@ -106,7 +128,7 @@ fn inform_tells_an_adopted_machine_the_rest() {
 }
 
 #[test]
-fn a_lease_is_for_ever_or_for_a_while() {
+fn a_lease_is_for_a_day_or_for_a_while() {
     let offer = |settings| {
         replies(&conversation(settings, &pxe(MAC, DISCOVER)))[0]
             .1
@@ -114,8 +136,15 @@ fn a_lease_is_for_ever_or_for_a_while() {
             .clone()
     };
     let ours = offer(adopted());
-    assert_eq!(ours.get(code::LEASE_TIME), Some(&[255; 4][..]));
-    assert_eq!(ours.get(code::RENEW), None);
+    let seconds = |seconds: u32| seconds.to_be_bytes().to_vec();
+    let times = |options: &crate::dhcp::options::Options| {
+        [code::LEASE_TIME, code::RENEW, code::REBIND]
+            .map(|code| options.get(code).expect("a time").to_vec())
+    };
+    assert_eq!(
+        times(&ours),
+        [seconds(86_400), seconds(43_200), seconds(75_600)]
+    );
     let strangers = offer(strange());
     assert_eq!(
         strangers.get(code::LEASE_TIME),
@@ -127,6 +156,65 @@ fn a_lease_is_for_ever_or_for_a_while() {
         Some(&105_u32.to_be_bytes()[..])
     );
     assert_eq!(strangers.get(code::HOST_NAME), None);
+}
+
+/// A running node's question whether all is as it was.
+fn renewal(address: Ipv4Addr) -> Packet {
+    let mut packet = message(MAC, REQUEST);
+    packet.options.set(code::CLASS, *b"wiglaf");
+    packet.client = address;
+    packet
+}
+
+#[test]
+fn a_running_node_asks_often_and_is_not_seen_booting() {
+    let effects = conversation(adopted(), &renewal(FIXED));
+    assert_eq!(reply(&effects), (ACK, FIXED));
+    let ack = &replies(&effects)[0].1;
+    let renew = ack.options.get(code::RENEW);
+    assert_eq!(renew, Some(&30_u32.to_be_bytes()[..]));
+    let told = ack.options.get(code::WIGLAF).expect("the head");
+    assert!(told.starts_with(format!("head={HEAD}:").as_bytes()));
+    // A permit to join comes of being seen.
+    assert!(sightings(&effects).is_empty());
+    // Other clients of its machine are seen.
+    let mut firmware = renewal(FIXED);
+    firmware.options.set(code::CLASS, *b"PXEClient");
+    assert!(!sightings(&conversation(adopted(), &firmware)).is_empty());
+}
+
+#[test]
+fn a_node_of_the_network_that_was_here_before_is_told_that_it_has_no_address() {
+    let old = Ipv4Addr::new(10, 99, 0, 5);
+    let from = SocketAddrV4::new(old, 68);
+    let ask = |settings: BootSettings, packet: &Packet| {
+        let mut server = Server::new(settings, Vec::new());
+        let bytes = packet.emit(usize::MAX);
+        server.packet(START_MS, 0, from, Port::Server, &bytes)
+    };
+    let effects = ask(adopted(), &renewal(old));
+    assert_eq!(reply(&effects).0, NAK);
+    assert_eq!(replies(&effects)[0].0, Destination::Broadcast);
+    // Nobody else is answered at an address of another network.
+    assert!(ask(strange(), &renewal(old)).is_empty());
+    let mut inform = renewal(old);
+    inform.options.set(code::MESSAGE_TYPE, [INFORM]);
+    assert!(ask(adopted(), &inform).is_empty());
+    assert!(ask(adopted(), &pxe(MAC, DISCOVER)).is_empty());
+}
+
+#[test]
+fn beside_another_server_a_running_node_asks_where_the_head_is() {
+    let mut inform = renewal(FIXED);
+    inform.options.set(code::MESSAGE_TYPE, [INFORM]);
+    let proxy = || settings(AddressService::Proxy, vec![machine(MAC, "n1", FIXED)]);
+    let effects = conversation(proxy(), &inform);
+    let (message, address) = reply(&effects);
+    assert_eq!((message, address), (ACK, Ipv4Addr::UNSPECIFIED));
+    assert!(replies(&effects)[0].1.options.get(code::WIGLAF).is_some());
+    assert!(sightings(&effects).is_empty());
+    // Its renewals are the other server's.
+    assert!(conversation(proxy(), &renewal(FIXED)).is_empty());
 }
 
 #[test]

@@ -170,6 +170,33 @@ fn where_others_give_addresses_the_script_opens_the_image() {
 }
 
 #[test]
+fn media_are_for_adopted_machines_only() {
+    let mut site = site();
+    let its = asker(FULL, ITS, Some(KNOWN));
+    let found = ask(&mut site, its, "/medium/4711");
+    let Decision::Image { image, file, seen } = found else {
+        panic!("{found:?}");
+    };
+    assert_eq!((image.as_str(), file.as_str()), (".medium-4711", "medium"));
+    assert_eq!(seen, None);
+    for other in [
+        "/medium/",
+        "/medium/..",
+        "/medium/-1",
+        "/medium/99999999999",
+    ] {
+        assert!(is_refused(&ask(&mut site, its, other), 404), "{other}");
+    }
+    for path in ["/image/.medium-4711/medium", "/medium/4711/medium"] {
+        assert!(is_refused(&ask(&mut site, its, path), 404), "{path}");
+    }
+    for (address, hardware) in [(POOL, Some(STRANGER)), (POOL, None), (ITS, Some(STRANGER))] {
+        let asker = asker(FULL, address, hardware);
+        assert!(is_refused(&ask(&mut site, asker, "/medium/4711"), 403));
+    }
+}
+
+#[test]
 fn lines_are_cleaned_and_bounded() {
     let mut site = site();
     let its = asker(FULL, ITS, Some(KNOWN));
@@ -238,7 +265,7 @@ fn loaders_are_everybodys_and_nothing_else_is() {
 
 proptest! {
     #[test]
-    fn nothing_that_is_asked_panics(path in "(/(script|image|lines|loader|.)?){0,5}[a-z0-9.:%-]{0,20}") {
+    fn nothing_that_is_asked_panics(path in "(/(script|image|medium|lines|loader|.)?){0,5}[a-z0-9.:%-]{0,20}") {
         let mut site = site();
         for hardware in [None, Some(KNOWN), Some(STRANGER)] {
             for interface in [FULL, PROXY, 7] {

@@ -10,6 +10,9 @@ const PATIENCE_S: i64 = 30;
 /// Kernels take longer on slow machines.
 const KERNEL_PATIENCE_S: i64 = 90;
 
+/// Who has fetched its boot program so often without running it does not do so by accident.
+const SURE_LOADS: u32 = 2;
+
 /// `now_s` and the machine's times are seconds since the Epoch.
 pub(super) fn line(machine: &MachineInfo, state: Option<NodeState>, now_s: i64) -> String {
     let mac = machine.mac;
@@ -51,6 +54,13 @@ pub(super) fn line(machine: &MachineInfo, state: Option<NodeState>, now_s: i64) 
         .client
         .as_deref()
         .is_some_and(|client| client.contains("UEFI"));
+    if is_uefi && stage <= Stage::Loader && machine.fruitless_loads >= SURE_LOADS {
+        return format!(
+            "{name} has fetched iPXE {} times and not started it: Secure Boot refuses what is not \
+             signed; switch Secure Boot off in the firmware's setup",
+            machine.fruitless_loads
+        );
+    }
     let patience = match stage {
         Stage::Initramfs | Stage::Kernel => KERNEL_PATIENCE_S,
         _ => PATIENCE_S,
@@ -135,7 +145,26 @@ mod tests {
             is_approved: true,
             code: None,
             refusal: None,
+            fruitless_loads: 0,
         }
+    }
+
+    #[test]
+    fn firmware_that_goes_round_and_round_is_told_from_one_that_has_just_begun() {
+        // By PXE and by HTTP.
+        for client in ["PXE UEFI x86_64", "HTTP UEFI x86_64"] {
+            let mut refusing = machine(Some(Stage::Asked));
+            refusing.client = Some(client.into());
+            refusing.fruitless_loads = 1;
+            assert!(!line(&refusing, None, 1_001).contains("Secure Boot"));
+            refusing.fruitless_loads = 2;
+            assert!(line(&refusing, None, 1_001).contains("2 times and not started it: Secure"));
+        }
+        // BIOS has none.
+        let mut old = machine(Some(Stage::Asked));
+        old.client = Some("PXE BIOS".into());
+        old.fruitless_loads = 9;
+        assert!(!line(&old, None, 2_000).contains("Secure Boot"));
     }
 
     #[test]

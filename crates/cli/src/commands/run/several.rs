@@ -10,12 +10,11 @@ use wiglaf_linux::ghost::{GhostRequest, spawn_ghost};
 use wiglaf_linux::process::{ChildState, ExitStatus, kill, wait_any_child};
 use wiglaf_linux::signal::{SignalFd, SignalSet, block_signals};
 use wiglaf_wire::client::{Reply, Request};
-use wiglaf_wire::id::Pid;
 use wiglaf_wire::launch::LaunchSpec;
 
 use super::gather::{Show, TaskOutput, print_gathered, print_in_turn, print_json};
 use super::single::{
-    Stdin, Streams, argv, dump_no_core, ghost_stderr, kit, open_input, open_output,
+    Stdin, Streams, argv, dump_no_core, ghost_stderr, kit, name_ghost, open_input, open_output,
 };
 use super::{Args, Placed, StdinFor, expand};
 use crate::CommandResult;
@@ -83,15 +82,7 @@ fn detach(args: &Args, mut head: Head, spec: &LaunchSpec, placed: &Placed) -> Co
             dies_with_parent: false,
         })?;
         let pid = ghost.pid;
-        let index = u32::try_from(index)?;
-        head.send(
-            &Request::Ghost {
-                index,
-                pid: Pid(pid),
-                mode: kit.mode,
-            },
-            kit.parcel,
-        )?;
+        name_ghost(&mut head, index, pid, kit.mode, kit.parcel)?;
         ghosts.push(pid);
     }
     for _ in &ghosts {
@@ -155,15 +146,7 @@ impl Family {
             })?;
             let pid = ghost.pid;
             ghosts.push((pid, None));
-            let index = u32::try_from(index)?;
-            head.send(
-                &Request::Ghost {
-                    index,
-                    pid: Pid(pid),
-                    mode: kit.mode,
-                },
-                kit.parcel,
-            )?;
+            name_ghost(&mut head, index, pid, kit.mode, kit.parcel)?;
         }
         feed(inputs)?;
         let head = head.into_channel()?;

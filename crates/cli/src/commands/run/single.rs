@@ -157,7 +157,7 @@ pub(super) fn kit(streams: Streams) -> Result<GhostKit, CommandError> {
 /// Names this process as the ghost and waits until it is seized. A head that is killed meanwhile
 /// and restarted is asked again; it knows from the keeper what it had begun.
 fn launch(head: &mut Head, request: RunRequest, kit: &GhostKit) -> Result<(), CommandError> {
-    let Err(error) = name_ghost(head, kit).and_then(|()| wait_go(head)) else {
+    let Err(error) = name_itself(head, kit).and_then(|()| wait_go(head)) else {
         return Ok(());
     };
     if !error.is_connection_lost() {
@@ -170,7 +170,7 @@ fn launch(head: &mut Head, request: RunRequest, kit: &GhostKit) -> Result<(), Co
             continue;
         };
         let attempt = super::place(&mut again, request.clone())
-            .and_then(|_| name_ghost(&mut again, kit))
+            .and_then(|_| name_itself(&mut again, kit))
             .and_then(|()| wait_go(&mut again));
         match attempt {
             Err(error) if error.is_connection_lost() => {}
@@ -183,21 +183,27 @@ fn launch(head: &mut Head, request: RunRequest, kit: &GhostKit) -> Result<(), Co
     )
 }
 
-fn name_ghost(head: &mut Head, kit: &GhostKit) -> Result<(), CommandError> {
-    let pid = Pid(rustix::process::getpid().as_raw_nonzero().get());
+fn name_itself(head: &mut Head, kit: &GhostKit) -> Result<(), CommandError> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
     let copies = kit
         .parcel
         .iter()
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10))
         .collect::<Result<Vec<_>, _>>()?;
-    head.send(
-        &Request::Ghost {
-            index: 0,
-            pid,
-            mode: kit.mode,
-        },
-        copies,
-    )
+    name_ghost(head, 0, pid, kit.mode, copies)
+}
+
+/// Tells the head which process is the ghost of a task, and passes what it needs of it.
+pub(super) fn name_ghost(
+    head: &mut Head,
+    index: usize,
+    pid: i32,
+    mode: GhostMode,
+    parcel: Vec<OwnedFd>,
+) -> Result<(), CommandError> {
+    let index = u32::try_from(index)?;
+    let pid = Pid(pid);
+    head.send(&Request::Ghost { index, pid, mode }, parcel)
 }
 
 fn wait_go(head: &mut Head) -> Result<(), CommandError> {

@@ -1,24 +1,30 @@
 //! What commands want of machines that boot.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
 
 use wiglaf_linux::interface;
 use wiglaf_linux::raw_socket::bind_to_device;
 use wiglaf_wire::agent::{PowerAction, ToAgent};
-use wiglaf_wire::boot::{BootInterface, BootRequest, BootStatus, Mac};
+use wiglaf_wire::boot::{BootInterface, BootRequest, BootStatus, Mac, Switch, Whom};
 use wiglaf_wire::client::Reply;
+use wiglaf_wire::id::NodeId;
+use wiglaf_wire::nodeset::is_node_name;
 
-use super::super::{Daemon, now_ms};
+use super::super::Daemon;
+use super::super::power::Target;
 use super::now;
-use crate::jobs::Caller;
-use crate::machines::Now;
-use crate::node_table::Presence;
+use crate::jobs::{Caller, ClientId};
+use crate::machines::{NamePattern, Now};
+use crate::node_table::{MAX_NODES, Node, Presence};
 use crate::placement::{Refusal, resolve};
 use crate::reactor::refuse;
 
 /// Longest adoption window.
 const MAX_WINDOW_MS: u64 = 24 * 3_600_000;
+/// What node sets call by itself.
+const RESERVED_GROUPS: [&str; 2] = ["all", "up"];
 /// The discard port, which wake-on-LAN packets are sent to by custom.
 const WAKE_PORT: u16 = 9;
 
@@ -81,14 +87,29 @@ impl Daemon {
                 self.adopt(mac, name)?;
                 Reply::Machines(vec![self.boot.machines.info(mac)])
             }
-            BootRequest::AdoptAll { window_ms } => {
+            BootRequest::AdoptAll {
+                window_ms,
+                names,
+                is_ordered,
+            } => {
+                let names = names
+                    .map(NamePattern::try_from)
+                    .transpose()
+                    .map_err(|error| {
+                        Refusal::new(error.to_string(), "for example: --as n%d, or leave it out")
+                    })?;
                 let window_ms = window_ms.min(MAX_WINDOW_MS);
                 let from = now();
-                let until = (window_ms > 0).then(|| Now {
-                    ms: from.ms + window_ms,
-                    wall_s: from.wall_s + i64::try_from(window_ms / 1000).unwrap_or(0),
-                });
-                self.boot.machines.adopt_all(until);
+                let machines = &mut self.boot.machines;
+                if window_ms > 0 {
+                    let until = Now {
+                        ms: from.ms + window_ms,
+                        wall_s: from.wall_s + i64::try_from(window_ms / 1000).unwrap_or(0),
+                    };
+                    machines.adopt_all(until, names, is_ordered);
+                } else {
+                    machines.adopt_no_more();
+                }
                 Reply::Boot(self.boot_status())
             }
             BootRequest::Approve { machine, code } => {
@@ -99,7 +120,7 @@ impl Daemon {
             BootRequest::Forget { machine } => {
                 let machine = self.boot.machines.find(&machine)?.clone();
                 let node = self.reactor.nodes().by_name(&machine.name);
-                if node.is_some_and(|node| node.presence != Presence::Absent) {
+                if node.is_some_and(|node| self.presence_of(node) != Presence::Absent) {
                     return Err(Refusal::new(
                         format!("{} is connected, or has been until now", machine.name),
                         format!("`wiglaf node poweroff {}` first", machine.name),
@@ -107,16 +128,39 @@ impl Daemon {
                 }
                 self.boot.machines.forget(&machine.name)?;
                 self.store.drop_machine(machine.mac).map_err(stored)?;
+                self.mark_booting(&machine.name);
                 self.arrange_boot();
                 Reply::Done
             }
-            BootRequest::UseImage { image, nodes } => {
-                self.use_image(&image, nodes.as_deref())?;
+            BootRequest::UseImage { image, whom } => {
+                self.use_image(&image, whom)?;
                 Reply::Done
+            }
+            BootRequest::Remove { nodes } => {
+                self.remove_nodes(&nodes)?;
+                Reply::Done
+            }
+            BootRequest::Group {
+                nodes,
+                group,
+                is_in,
+            } => {
+                self.group_nodes(&nodes, &group, is_in)?;
+                Reply::Done
+            }
+            BootRequest::Switch { nodes, switch } => {
+                let ids = resolve(self.reactor.nodes(), &nodes)?;
+                self.switch_nodes(caller.client, switch, &ids)?;
+                return Ok(None);
             }
             BootRequest::Power { nodes, action } => {
                 self.power(&nodes, action)?;
                 Reply::Done
+            }
+            BootRequest::Wake { nodes } if self.has_switch(Switch::On) => {
+                let ids = resolve(self.reactor.nodes(), &nodes)?;
+                self.switch_nodes(caller.client, Switch::On, &ids)?;
+                return Ok(None);
             }
             BootRequest::Wake { nodes } => {
                 self.wake(&nodes)?;
@@ -168,12 +212,12 @@ impl Daemon {
                 .collect(),
             is_serving: self.boot.channel.is_some(),
             http: self.boot.http.clone(),
+            silent: self.boot.silent.clone(),
             image: machines.image().map(String::from),
+            group_images: machines.group_images(),
             gateway: machines.outer().map(String::from),
-            adopts_until_s: machines
-                .adopts_until()
-                .filter(|until| until.ms > now_ms())
-                .map(|until| until.wall_s),
+            adopts_until_s: machines.window(now()).map(|window| window.until.wall_s),
+            adopts_after: machines.waited_for(now()).map(String::from),
             problems: self.boot.problems.iter().cloned().collect(),
         }
     }
@@ -210,6 +254,48 @@ impl Daemon {
         Ok(())
     }
 
+    /// Adopts a machine that a rule or a window is for.
+    pub(super) fn adopt_by_rule(
+        &mut self,
+        mac: Mac,
+        names: Option<&NamePattern>,
+        image: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let is_free = |name: &String| {
+            self.reactor.nodes().by_name(name).is_none() && self.boot.machines.find(name).is_err()
+        };
+        let name = match names {
+            None => None,
+            Some(names) => Some(
+                (1..=MAX_NODES)
+                    .map(|number| names.name(number))
+                    .find(is_free)
+                    .ok_or_else(|| {
+                        Refusal::new(
+                            format!("{mac} is not adopted: all names like {names} are given"),
+                            "`wiglaf node remove` gives some back",
+                        )
+                    })?,
+            ),
+        };
+        self.adopt(mac, name)?;
+        let Some(wanted) = image else {
+            return Ok(());
+        };
+        let name = self.boot.machines.find(&mac.to_string())?.name.clone();
+        match newest_image(&self.layout.images(), wanted) {
+            Some(image) => self.use_image(&image, Whom::Nodes(name)),
+            None => Err(Refusal::new(
+                format!(
+                    "{name} was adopted, but there is no image {wanted}, which it is to boot; it \
+                     boots what all do: `wiglaf image build --name {wanted}`, then `wiglaf image \
+                     use {wanted} --nodes {name}`"
+                ),
+                "",
+            )),
+        }
+    }
+
     fn keep_machines(&self) -> Result<(), Refusal> {
         for machine in self.boot.machines.known() {
             self.store.put_machine(machine).map_err(stored)?;
@@ -217,34 +303,148 @@ impl Daemon {
         Ok(())
     }
 
-    fn use_image(&mut self, image: &str, nodes: Option<&str>) -> Result<(), Refusal> {
-        let is_plain = !image.is_empty() && !image.starts_with('.') && !image.contains('/');
-        if !is_plain || !self.layout.images().join(image).join("kernel").is_file() {
+    fn use_image(&mut self, image: &str, whom: Whom) -> Result<(), Refusal> {
+        if !is_image(&self.layout.images(), image) {
             return Err(Refusal::new(
                 format!("there is no image {image}"),
                 "`wiglaf image list` shows them; `wiglaf image build` makes one",
             ));
         }
-        let names = match nodes {
-            None => None,
-            Some(nodes) => {
-                let ids = resolve(self.reactor.nodes(), nodes)?;
-                Some(
-                    ids.into_iter()
-                        .map(|id| self.reactor.nodes().name(id))
-                        .collect::<Vec<_>>(),
-                )
+        let machines = &mut self.boot.machines;
+        match whom {
+            Whom::All => {
+                machines.use_image(image);
+                self.store.put_image(image).map_err(stored)?;
             }
-        };
-        let changed = self.boot.machines.use_image(image, names.as_deref());
-        if names.is_none() {
-            self.store.put_image(image).map_err(stored)?;
-        }
-        for machine in &changed {
-            self.store.put_machine(machine).map_err(stored)?;
+            Whom::Group(group) => {
+                is_group(&group)?;
+                machines.use_group_image(&group, image);
+                self.store.put_group_image(&group, image).map_err(stored)?;
+            }
+            Whom::Nodes(nodes) => {
+                let ids = resolve(self.reactor.nodes(), &nodes)?;
+                let name = |id| self.reactor.nodes().name(id);
+                let names: Vec<_> = ids.into_iter().map(name).collect();
+                for machine in machines.use_image_for(image, &names) {
+                    self.store.put_machine(&machine).map_err(stored)?;
+                }
+            }
         }
         self.arrange_boot();
         Ok(())
+    }
+
+    /// As the node table has it; but what an earlier head left without a keeper to tell of it may
+    /// live until this head is older than a lease (P4).
+    fn presence_of(&self, node: &Node) -> Presence {
+        let policy = self.reactor.policy();
+        let over_ms = self.began_ms + policy.lease_ms + policy.margin_ms;
+        match node.presence {
+            Presence::Absent if node.may_live && now().ms < over_ms => Presence::Silent,
+            presence => presence,
+        }
+    }
+
+    /// Forgets nodes for good: all or none.
+    fn remove_nodes(&mut self, nodes: &str) -> Result<(), Refusal> {
+        let ids = resolve(self.reactor.nodes(), nodes)?;
+        for id in &ids {
+            let Some(node) = self.reactor.nodes().get(*id) else {
+                continue;
+            };
+            let name = &node.name;
+            match self.presence_of(node) {
+                Presence::Absent if node.tasks.is_empty() => {}
+                Presence::Absent => {
+                    return Err(Refusal::new(
+                        format!("the end of what ran on {name} is still being told"),
+                        "try again in a moment: `wiglaf jobs` shows what there is",
+                    ));
+                }
+                Presence::Connected => {
+                    let hint = match node.is_virtual {
+                        true => "virtual nodes end with the cluster: `wiglaf down`".into(),
+                        false => format!(
+                            "switch it off first (`wiglaf node poweroff {name}`), or end its agent"
+                        ),
+                    };
+                    return Err(Refusal::new(format!("{name} is connected"), hint));
+                }
+                // Its block of PIDs is another's then: nothing with one of them may live (P1, P4).
+                Presence::Silent => {
+                    return Err(Refusal::new(
+                        format!("what runs on {name} may still be alive until its lease is over"),
+                        format!(
+                            "wait until `wiglaf nodes` shows it as down: up to {} s",
+                            self.reactor.policy().lease_ms.div_ceil(1000)
+                        ),
+                    ));
+                }
+            }
+        }
+        for id in ids {
+            let name = self.reactor.nodes().name(id);
+            if let Ok(machine) = self.boot.machines.forget(&name) {
+                self.store.drop_machine(machine.mac).map_err(stored)?;
+            }
+            self.store.drop_node(id).map_err(stored)?;
+            self.reactor.nodes_mut().remove(id);
+        }
+        self.arrange_boot();
+        Ok(())
+    }
+
+    fn group_nodes(&mut self, nodes: &str, group: &str, is_in: bool) -> Result<(), Refusal> {
+        is_group(group)?;
+        for id in resolve(self.reactor.nodes(), nodes)? {
+            let Some(node) = self.reactor.nodes_mut().get_mut(id) else {
+                continue;
+            };
+            if is_in {
+                node.groups.insert(group.to_owned());
+            } else {
+                node.groups.remove(group);
+            }
+            let node = node.clone();
+            self.store.put_groups(&node).map_err(stored)?;
+        }
+        self.arrange_boot();
+        Ok(())
+    }
+
+    fn switch_nodes(
+        &mut self,
+        client: ClientId,
+        switch: Switch,
+        ids: &[NodeId],
+    ) -> Result<(), Refusal> {
+        let nodes = self.reactor.nodes();
+        let target = |id: &NodeId| {
+            let node = nodes.get(*id)?;
+            if node.is_virtual {
+                return Some(Err(Refusal::new(
+                    format!("{} is no machine but a part of this one", node.name),
+                    "`wiglaf down` ends the virtual nodes",
+                )));
+            }
+            let machine = self.boot.machines.find(&node.name).ok();
+            let life = machine.map(|machine| self.boot.machines.info(machine.mac));
+            // The node's own words: nothing but an address goes to a program that root runs.
+            let told = node.machine.address.parse::<IpAddr>().ok();
+            Some(Ok(Target {
+                node: *id,
+                name: node.name.clone(),
+                mac: machine.map(|machine| machine.mac.to_string()),
+                address: life
+                    .and_then(|life| life.address)
+                    .map(IpAddr::V4)
+                    .or(told)
+                    .map(|address| address.to_string()),
+                incarnation: node.incarnation,
+            }))
+        };
+        let targets = ids.iter().filter_map(target).collect::<Result<_, _>>()?;
+        self.switch(client, switch, targets)
     }
 
     fn power(&mut self, nodes: &str, action: PowerAction) -> Result<(), Refusal> {
@@ -297,6 +497,39 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Whether there is such an image.
+fn is_image(images: &Path, id: &str) -> bool {
+    let is_plain = !id.is_empty() && !id.starts_with('.') && !id.contains('/');
+    is_plain && images.join(id).join("kernel").is_file()
+}
+
+/// The image with this ID, or the newest with this name: `NAME-` and hexadecimal digits.
+fn newest_image(images: &Path, wanted: &str) -> Option<String> {
+    if is_image(images, wanted) {
+        return Some(wanted.to_owned());
+    }
+    let entries = std::fs::read_dir(images).ok()?.flatten();
+    let named = entries.filter_map(|entry| {
+        let id = entry.file_name().into_string().ok()?;
+        let digits = id.strip_prefix(wanted)?.strip_prefix('-')?;
+        let is_one = digits.bytes().all(|byte| byte.is_ascii_hexdigit()) && is_image(images, &id);
+        let made = entry.metadata().ok()?.modified().ok()?;
+        is_one.then_some((made, id))
+    });
+    named.max().map(|(_, id)| id)
+}
+
+/// A group's name is a word that means nothing else in node sets.
+fn is_group(name: &str) -> Result<(), Refusal> {
+    if is_node_name(name) && !RESERVED_GROUPS.contains(&name) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        format!("{name:?} can't be a group's name"),
+        "letters, digits, - and . are allowed; all and up have a meaning already",
+    ))
 }
 
 fn stored(error: crate::store::StoreError) -> Refusal {

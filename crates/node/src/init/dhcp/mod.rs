@@ -13,7 +13,10 @@ use wiglaf_wire::boot::Mac;
 pub(super) use packet::Cluster;
 use packet::{Kind, Question, Reply};
 
-/// Wait for answers to the first message; it doubles with each that follows.
+/// Wait for answers to the very first message; it doubles with each that follows. The kernel drops
+/// what is sent in the moment in which a cable shows.
+const QUICK_WAIT_MS: u64 = 125;
+/// The same for those that are sent later.
 const FIRST_WAIT_MS: u64 = 1_000;
 /// Longest wait between two.
 const LAST_WAIT_MS: u64 = 8_000;
@@ -21,8 +24,11 @@ const LAST_WAIT_MS: u64 = 8_000;
 const GATHER_MS: u64 = 1_500;
 /// A server that has made an offer is asked for it this often.
 const REQUEST_TRIES: u32 = 4;
-/// Least time between two attempts to renew.
+/// Least and most time between two attempts to renew.
 const LEAST_RENEWAL_WAIT_MS: u64 = 5_000;
+const MOST_RENEWAL_WAIT_MS: u64 = 30_000;
+/// Where another server gives the addresses, our boot service is asked so often where the head is.
+const INFORM_PERIOD_MS: u64 = 45_000;
 const INFINITE: u32 = u32::MAX;
 /// For a server that does not say.
 const USUAL_LEASE_S: u32 = 3_600;
@@ -34,6 +40,7 @@ pub(super) struct Lease {
     /// Bits of the network's part.
     pub(super) prefix: u8,
     pub(super) router: Option<Ipv4Addr>,
+    pub(super) name_servers: Vec<Ipv4Addr>,
     pub(super) server: Ipv4Addr,
     pub(super) host_name: Option<String>,
     pub(super) cluster: Option<Cluster>,
@@ -53,7 +60,7 @@ struct Times {
 pub(super) enum Output {
     /// Send this; `None`: to everybody on the wire.
     Send(Vec<u8>, Option<Ipv4Addr>),
-    /// It has an address, or has it for longer now.
+    /// It has an address, or has it for longer now, perhaps with other particulars.
     Bound(Lease),
     /// The address is not ours any more.
     Lost,
@@ -78,6 +85,8 @@ enum State {
     Bound {
         lease: Lease,
         next_at: Option<u64>,
+        /// When our boot service is asked, if it is not the one that gave the address.
+        inform_at: Option<u64>,
     },
 }
 
@@ -105,7 +114,7 @@ impl Client {
             random: seed | 1,
             transaction: 0,
             began: now_ms,
-            wait_ms: FIRST_WAIT_MS,
+            wait_ms: QUICK_WAIT_MS,
             knows_head,
             hint: None,
             state: State::Selecting {
@@ -116,6 +125,11 @@ impl Client {
         };
         client.transaction = client.draw();
         client
+    }
+
+    /// Asks as if there were no address yet.
+    pub(super) fn ask_anew(&mut self, now_ms: u64) {
+        self.start_anew(now_ms);
     }
 
     #[cfg(test)]
@@ -133,7 +147,9 @@ impl Client {
                 next_at, take_at, ..
             } => Some(take_at.map_or(*next_at, |take_at| take_at.min(*next_at))),
             State::Requesting { next_at, .. } => Some(*next_at),
-            State::Bound { next_at, .. } => *next_at,
+            State::Bound {
+                next_at, inform_at, ..
+            } => next_at.iter().chain(inform_at).min().copied(),
         }
     }
 
@@ -160,7 +176,19 @@ impl Client {
                 out.push(Output::Lost);
                 self.start_anew(now_ms);
             }
-            State::Bound { lease, .. } => self.renew(now_ms, lease, out),
+            State::Bound { lease, next_at, .. } if next_at.is_none_or(|at| at > now_ms) => {
+                self.transaction = self.draw();
+                let question = self.question(now_ms, Kind::Inform, Some(lease.address), None);
+                out.push(Output::Send(question.emit(), None));
+                self.state = State::Bound {
+                    lease,
+                    next_at,
+                    inform_at: Some(now_ms + INFORM_PERIOD_MS),
+                };
+            }
+            State::Bound {
+                lease, inform_at, ..
+            } => self.renew(now_ms, lease, inform_at, out),
         }
     }
 
@@ -185,6 +213,25 @@ impl Client {
             (State::Bound { lease, .. }, Kind::Ack) if reply.address == lease.address => {
                 let server = reply.server.unwrap_or(lease.server);
                 self.bound(now_ms, &reply, server, out);
+            }
+            (
+                State::Bound {
+                    lease,
+                    next_at,
+                    inform_at: inform_at @ Some(_),
+                },
+                Kind::Ack,
+            ) if reply.address.is_unspecified() && reply.cluster.is_some() => {
+                let lease = Lease {
+                    cluster: reply.cluster,
+                    ..lease
+                };
+                out.push(Output::Bound(lease.clone()));
+                self.state = State::Bound {
+                    lease,
+                    next_at,
+                    inform_at,
+                };
             }
             (State::Bound { .. }, Kind::Nak) => {
                 out.push(Output::Lost);
@@ -252,10 +299,18 @@ impl Client {
         ));
         // An offer that nobody wants now may be wanted when a server of ours wakes up, but by then
         // it is made again.
+        let (offer, take_at) = match &mut self.state {
+            State::Selecting {
+                offer,
+                take_at: Some(at),
+                ..
+            } => (offer.take(), Some(*at)),
+            _ => (None, None),
+        };
         self.state = State::Selecting {
             next_at,
-            offer: None,
-            take_at: None,
+            offer,
+            take_at,
         };
     }
 
@@ -296,19 +351,25 @@ impl Client {
             address: reply.address,
             prefix: prefix(reply.mask, reply.address),
             router: reply.routers.first().copied(),
+            name_servers: reply.name_servers.clone(),
             server,
             host_name: reply.host_name.clone(),
             cluster: reply.cluster.clone().or(self.hint.clone()).or(known),
             times,
         };
+        let is_anothers = lease
+            .cluster
+            .as_ref()
+            .is_some_and(|cluster| *cluster.head.ip() != server);
         out.push(Output::Bound(lease.clone()));
         self.state = State::Bound {
             lease,
             next_at: times.renew,
+            inform_at: is_anothers.then_some(now_ms + INFORM_PERIOD_MS),
         };
     }
 
-    fn renew(&mut self, now_ms: u64, lease: Lease, out: &mut Vec<Output>) {
+    fn renew(&mut self, now_ms: u64, lease: Lease, inform_at: Option<u64>, out: &mut Vec<Output>) {
         self.transaction = self.draw();
         let is_rebinding = lease.times.rebind <= now_ms;
         let until = if is_rebinding {
@@ -319,11 +380,15 @@ impl Client {
         let question = self.question(now_ms, Kind::Request, Some(lease.address), None);
         let server = (!is_rebinding).then_some(lease.server);
         out.push(Output::Send(question.emit(), server));
-        let wait = (until.saturating_sub(now_ms) / 2).max(LEAST_RENEWAL_WAIT_MS);
+        // RFC 2131 has half of what is left; with a long lease that would be hours.
+        let wait =
+            (until.saturating_sub(now_ms) / 2).clamp(LEAST_RENEWAL_WAIT_MS, MOST_RENEWAL_WAIT_MS);
         let next_at = (now_ms + wait).min(lease.times.end);
         self.state = State::Bound {
             lease,
             next_at: Some(next_at),
+            // Two questions at once would have one transaction.
+            inform_at: inform_at.map(|at| at.max(now_ms + LEAST_RENEWAL_WAIT_MS)),
         };
     }
 

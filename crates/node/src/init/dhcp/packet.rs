@@ -17,6 +17,8 @@ const MOST_BYTES: u16 = 1500;
 /// Longest text of ours that is believed.
 const MAX_TEXT: usize = 255;
 const MAX_ROUTERS: usize = 8;
+/// As many as programs ask (resolv.conf(5)).
+const MAX_NAME_SERVERS: usize = 3;
 
 const BOOT_REQUEST: u8 = 1;
 const BOOT_REPLY: u8 = 2;
@@ -27,6 +29,7 @@ mod option {
     pub(super) const PAD: u8 = 0;
     pub(super) const MASK: u8 = 1;
     pub(super) const ROUTER: u8 = 3;
+    pub(super) const NAME_SERVER: u8 = 6;
     pub(super) const HOST_NAME: u8 = 12;
     pub(super) const REQUESTED: u8 = 50;
     pub(super) const LEASE: u8 = 51;
@@ -54,6 +57,7 @@ pub(super) enum Kind {
     Request = 3,
     Ack = 5,
     Nak = 6,
+    Inform = 8,
 }
 
 /// Where our head is, as our boot service tells it.
@@ -93,6 +97,7 @@ pub(super) struct Reply {
     pub(super) server: Option<Ipv4Addr>,
     pub(super) mask: Option<Ipv4Addr>,
     pub(super) routers: Vec<Ipv4Addr>,
+    pub(super) name_servers: Vec<Ipv4Addr>,
     pub(super) host_name: Option<String>,
     pub(super) lease_s: Option<u32>,
     pub(super) renew_s: Option<u32>,
@@ -119,7 +124,10 @@ impl Reply {
             let text = std::str::from_utf8(bytes.get(..bytes.len().min(MAX_TEXT))?).ok()?;
             Some(text.trim_end_matches('\0').to_owned())
         };
-        let routers = options.get(option::ROUTER).unwrap_or_default();
+        let addresses = |code, most| {
+            let all = options.get(code).unwrap_or_default().chunks_exact(4);
+            all.take(most).filter_map(address).collect()
+        };
         Some(Reply {
             kind,
             transaction: u32::from_be_bytes(header[4..8].try_into().ok()?),
@@ -127,11 +135,8 @@ impl Reply {
             address: address(&header[16..20])?,
             server: options.get(option::SERVER).and_then(address),
             mask: options.get(option::MASK).and_then(address),
-            routers: routers
-                .chunks_exact(4)
-                .take(MAX_ROUTERS)
-                .filter_map(address)
-                .collect(),
+            routers: addresses(option::ROUTER, MAX_ROUTERS),
+            name_servers: addresses(option::NAME_SERVER, MAX_NAME_SERVERS),
             host_name: text(option::HOST_NAME).filter(|name| is_host_name(name)),
             lease_s: options.get(option::LEASE).and_then(number),
             renew_s: options.get(option::RENEW).and_then(number),
@@ -244,6 +249,7 @@ impl Question {
         let wanted = [
             option::MASK,
             option::ROUTER,
+            option::NAME_SERVER,
             option::HOST_NAME,
             option::LEASE,
             option::RENEW,

@@ -170,6 +170,80 @@ fn a_finite_lease_is_renewed_and_lost_at_its_end() {
 }
 
 #[test]
+fn a_long_lease_is_asked_for_again_as_soon_as_the_server_wishes() {
+    let mut client = fresh(false);
+    tick(&mut client, 0);
+    let offer = reply(&client, 2, OWN, &[HEAD]);
+    packet(&mut client, 10, &offer);
+    let times: [(u8, &[u8]); 3] = [
+        (51, &[0, 0, 14, 16]),
+        (58, &[0, 0, 0, 30]),
+        (59, &[0, 0, 0, 45]),
+    ];
+    let ack = reply(&client, 5, OWN, &[&times[..], &[HEAD]].concat());
+    packet(&mut client, 20, &ack);
+    // The head is at another address now, and nobody answers at the old one.
+    let mut now;
+    let everybody = loop {
+        now = client.deadline().unwrap();
+        match &tick(&mut client, now)[..] {
+            [Output::Send(_, Some(OURS))] => {}
+            [Output::Send(bytes, None)] => break bytes.clone(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(now < 60_000, "{now}");
+    assert_eq!(everybody[12..16], OWN.octets());
+    let moved: (u8, &[u8]) = (224, b"head=10.7.0.9:7494 boot=10.7.0.9:7480 cluster=c1");
+    let new = Ipv4Addr::new(10, 7, 0, 9);
+    let ack = reply_from(&client, 5, OWN, new, &[&times[..], &[moved]].concat());
+    let out = packet(&mut client, now + 5, &ack);
+    let [Output::Bound(lease)] = &out[..] else {
+        panic!("{out:?}");
+    };
+    assert_eq!(
+        (lease.server, lease.cluster.as_ref().unwrap().head.ip()),
+        (new, &new)
+    );
+    // While nobody answers, it goes on asking, and often.
+    for _ in 0..50 {
+        let next = client.deadline().unwrap();
+        assert!(next <= now + 5 + MOST_RENEWAL_WAIT_MS);
+        now = next - 5;
+        tick(&mut client, next);
+    }
+}
+
+#[test]
+fn where_another_server_gives_addresses_ours_is_asked_for_the_head() {
+    let mut client = fresh(false);
+    tick(&mut client, 0);
+    let hint = reply(&client, 2, Ipv4Addr::UNSPECIFIED, &[HEAD]);
+    packet(&mut client, 5, &hint);
+    let offer = reply_from(&client, 2, OWN, OTHER, &[]);
+    packet(&mut client, 6, &offer);
+    tick(&mut client, 6 + GATHER_MS);
+    let ack = reply_from(&client, 5, OWN, OTHER, &[(51, &[255; 4])]);
+    packet(&mut client, 2000, &ack);
+    let mut now = 2000;
+    for last in [1, 9, 9] {
+        let next = client.deadline().unwrap();
+        assert_eq!(next, now + INFORM_PERIOD_MS);
+        assert_eq!(sent(&tick(&mut client, next)), [8]);
+        let word = format!("head=10.7.0.{last}:7494 cluster=c1");
+        let told = reply(&client, 5, Ipv4Addr::UNSPECIFIED, &[(224, word.as_bytes())]);
+        assert!(matches!(
+            &packet(&mut client, next, &told)[..],
+            [Output::Bound(_)]
+        ));
+        let lease = client.lease().unwrap();
+        assert_eq!((lease.address, lease.server), (OWN, OTHER));
+        assert_eq!(lease.cluster.as_ref().unwrap().head.ip().octets()[3], last);
+        now = next;
+    }
+}
+
+#[test]
 fn refusals_start_anew() {
     let mut client = fresh(false);
     tick(&mut client, 0);
