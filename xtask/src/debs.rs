@@ -12,6 +12,8 @@ use crate::{packages, run};
 /// Depends on the newest of its kind: the kernel with the fewest drivers, those of virtual
 /// machines.
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
+/// Likewise, with the drivers of all machines.
+const GENERIC_KERNEL: &str = "linux-image-amd64";
 /// `depmod`, which a package's own script runs when it is installed.
 const TOOLS: &[&str] = &["kmod"];
 
@@ -25,17 +27,26 @@ pub(crate) struct Kernel {
 impl Kernel {
     /// Debian's kernel for virtual machines, fetched if it is not there.
     pub(crate) fn fetch(target: &Path) -> Result<Kernel> {
-        let unpacked = target.join("debs").join(CLOUD_KERNEL);
+        Kernel::fetch_by(target, CLOUD_KERNEL)
+    }
+
+    /// Debian's kernel for machines of all kinds, fetched if it is not there.
+    pub(crate) fn fetch_generic(target: &Path) -> Result<Kernel> {
+        Kernel::fetch_by(target, GENERIC_KERNEL)
+    }
+
+    fn fetch_by(target: &Path, meta: &str) -> Result<Kernel> {
+        let unpacked = target.join("debs").join(meta);
         if !unpacked.exists() {
             packages::install(TOOLS)?;
-            depends_on(CLOUD_KERNEL)
+            depends_on(meta)
                 .or_else(|_| {
                     // A machine whose lists are missing.
                     packages::update()?;
-                    depends_on(CLOUD_KERNEL)
+                    depends_on(meta)
                 })
                 .and_then(|name| unpack(&name, &unpacked, make_module_lists))
-                .with_context(|| format!("can't fetch {CLOUD_KERNEL}"))?;
+                .with_context(|| format!("can't fetch {meta}"))?;
         }
         Kernel::in_tree(&unpacked).with_context(|| {
             format!(

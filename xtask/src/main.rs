@@ -9,6 +9,7 @@ mod arrows;
 mod bench;
 mod binary;
 mod ci;
+mod debootstrap;
 mod debs;
 mod dist;
 mod inputs;

@@ -3,7 +3,7 @@
 use crate::arch::{checked, int};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -46,7 +46,7 @@ pub fn has_link(socket: impl AsFd, interface: &str) -> Result<bool, Errno> {
         return Err(Errno::NODEV);
     }
     for (place, byte) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *place = byte.cast_signed();
+        *place = c_char::from_ne_bytes([byte]);
     }
     let args = [
         int(socket.as_fd().as_raw_fd()),

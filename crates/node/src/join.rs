@@ -75,29 +75,17 @@ pub(crate) fn join(
 ) -> Result<NodeIdentity, JoinError> {
     let failed = |source| JoinError::Link { head, source };
     let identity = AgentIdentity::create()?;
-    let mut tls = dial(head, joining_config(token)?).map_err(failed)?;
+    let tls = dial(head, joining_config(token)?).map_err(failed)?;
     let request = FromAgent::Join {
         version: PROTOCOL_VERSION,
         token: token.secret.to_vec(),
         name,
         request: identity.public_point(),
     };
-    tls.queue(&request).map_err(failed)?;
-    let answer = wait_answer(&mut tls).map_err(|error| {
-        if is_foreign(&error) {
-            JoinError::Foreign(head)
-        } else {
-            failed(error)
-        }
-    })?;
-    match answer {
-        Some(ToAgent::Certificate {
-            certificate,
-            authority,
-        }) => Ok(identity.certified(certificate, authority)),
-        Some(ToAgent::Refused { reason }) => Err(JoinError::Refused { head, reason }),
-        Some(_) => Err(failed(LinkError::Closed)),
-        None => Err(JoinError::Silent(head)),
+    match ask(tls, head, &request, &identity, JoinError::Foreign)? {
+        Admission::Node(identity) => Ok(identity),
+        // Nobody approves what has a token.
+        Admission::AwaitsApproval(_) => Err(failed(LinkError::Closed)),
     }
 }
 
@@ -127,16 +115,29 @@ pub(crate) fn join_booted(
     identity: &AgentIdentity,
 ) -> Result<Admission, JoinError> {
     let failed = |source| JoinError::Link { head, source };
-    let mut tls = dial_as_root(head, pinning_config(authority)?).map_err(failed)?;
+    let tls = dial_as_root(head, pinning_config(authority)?).map_err(failed)?;
     let request = FromAgent::JoinBooted {
         version: PROTOCOL_VERSION,
         mac,
         request: identity.public_point(),
     };
-    tls.queue(&request).map_err(failed)?;
+    ask(tls, head, &request, identity, JoinError::ForeignImage)
+}
+
+/// Sends what asks for a certificate, and waits for the answer. `foreign` is what it means if the
+/// head's CA is another one.
+fn ask(
+    mut tls: HeadTls,
+    head: SocketAddr,
+    request: &FromAgent,
+    identity: &AgentIdentity,
+    foreign: fn(SocketAddr) -> JoinError,
+) -> Result<Admission, JoinError> {
+    let failed = |source| JoinError::Link { head, source };
+    tls.queue(request).map_err(failed)?;
     let answer = wait_answer(&mut tls).map_err(|error| {
         if is_foreign(&error) {
-            JoinError::ForeignImage(head)
+            foreign(head)
         } else {
             failed(error)
         }

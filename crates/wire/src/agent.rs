@@ -4,8 +4,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::boot::Mac;
+use crate::disk::{DiskAnswer, DiskOrder};
 use crate::id::{DeputyId, Incarnation, NodeId, Pid, TaskId};
 use crate::launch::{Credential, LaunchSpec};
+use crate::names::Names;
 use crate::status::{Status, Usage};
 use crate::view::{ViewCheck, ViewState};
 
@@ -160,6 +162,13 @@ pub enum FromAgent {
         /// No further part comes.
         last: bool,
     },
+    /// Answer to [`ToAgent::Disk`].
+    Disk {
+        /// The request's.
+        request: u64,
+        /// What it says of its disks.
+        answer: Box<DiskAnswer>,
+    },
     /// The last message: the agent ends, and none of its tasks lives any more.
     Leaving,
 }
@@ -207,6 +216,12 @@ pub enum ToAgent {
     Time {
         /// Nanoseconds since the Epoch when this was sent.
         unix_ns: u64,
+    },
+    /// How names are resolved on the node, after the welcome and whenever it changes; `None`: as
+    /// the head's files say.
+    Names {
+        /// All of it.
+        names: Option<Box<Names>>,
     },
     /// Starts a task. Told again after a lost connection; an agent that knows the task ignores it.
     Launch {
@@ -267,6 +282,13 @@ pub enum ToAgent {
         request: u64,
         /// Only those of this user, unless `None` (root and the admin group).
         uid: Option<u32>,
+    },
+    /// About the node's disks: only one that booted from the network obeys.
+    Disk {
+        /// Comes back in the answer.
+        request: u64,
+        /// What is wanted.
+        order: Box<DiskOrder>,
     },
     /// Kills all tasks and ends the agent.
     Leave,

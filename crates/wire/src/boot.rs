@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::PowerAction;
+use crate::names::NameService;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -176,6 +177,8 @@ pub struct BootSettings {
 pub enum ToBoot {
     /// Replaces all settings. The head adopted or forgot a machine, or chose another image.
     Settings(BootSettings),
+    /// Replaces the names that are answered; `None`: no name is any more.
+    Names(Option<Box<NameService>>),
     /// End, and answer nobody any more.
     End,
 }
@@ -220,6 +223,8 @@ pub enum FromBoot {
     Ready {
         /// Where the images are served.
         http: Vec<SocketAddrV4>,
+        /// Interfaces where nobody is given an address, as another DHCP server answers: which.
+        silent: Vec<(String, Ipv4Addr)>,
     },
 }
 
@@ -254,6 +259,10 @@ pub enum BootRequest {
     AdoptAll {
         /// For how long; 0 ends it.
         window_ms: u64,
+        /// What they are called, with `%d` for the next number; `None`: the next free names.
+        names: Option<String>,
+        /// One at a time: the next when the one before is up.
+        is_ordered: bool,
     },
     /// The code that its console shows is this: let it join.
     Approve {
@@ -271,8 +280,29 @@ pub enum BootRequest {
     UseImage {
         /// The image's folder.
         image: String,
-        /// Node set; `None`: all for which nothing else is said.
-        nodes: Option<String>,
+        /// For whom.
+        whom: Whom,
+    },
+    /// Forget nodes for good.
+    Remove {
+        /// Node set.
+        nodes: String,
+    },
+    /// Put nodes into a group, or take them out of it.
+    Group {
+        /// Node set.
+        nodes: String,
+        /// The group's name.
+        group: String,
+        /// Into it.
+        is_in: bool,
+    },
+    /// Have machines switched by what is configured for that, whatever they are doing.
+    Switch {
+        /// Node set.
+        nodes: String,
+        /// How.
+        switch: Switch,
     },
     /// Have machines start anew, or end.
     Power {
@@ -298,6 +328,39 @@ pub enum BootRequest {
     },
 }
 
+/// For whom an image is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Whom {
+    /// All for which nothing else is said.
+    All,
+    /// A node set.
+    Nodes(String),
+    /// A group's nodes, those that come into it later, too.
+    Group(String),
+}
+
+/// What somebody who stands before a machine can do with its switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+    /// Off and on.
+    Cycle,
+}
+
+impl Switch {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Switch::On => "on",
+            Switch::Off => "off",
+            Switch::Cycle => "cycle",
+        }
+    }
+}
+
 /// How the boot service is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootStatus {
@@ -307,12 +370,18 @@ pub struct BootStatus {
     pub is_serving: bool,
     /// Where it serves images.
     pub http: Vec<SocketAddrV4>,
+    /// Interfaces where nobody is given an address, as another DHCP server answers: which.
+    pub silent: Vec<(String, Ipv4Addr)>,
     /// What machines boot for which nothing else is said.
     pub image: Option<String>,
+    /// What the nodes of groups boot: the group, and its image.
+    pub group_images: Vec<(String, String)>,
     /// The interface by which nodes reach the outer world through the head.
     pub gateway: Option<String>,
     /// Until when every machine is adopted, in seconds since the Epoch.
     pub adopts_until_s: Option<i64>,
+    /// The node that has to be up before the next machine is adopted.
+    pub adopts_after: Option<String>,
     /// What an administrator should know, newest last: when, in seconds since the Epoch, and what.
     pub problems: Vec<(i64, String)>,
 }
@@ -344,6 +413,8 @@ pub struct MachineInfo {
     pub code: Option<String>,
     /// Why it was refused last.
     pub refusal: Option<String>,
+    /// How often it has fetched its boot program since that last ran.
+    pub fruitless_loads: u32,
 }
 
 #[cfg(test)]

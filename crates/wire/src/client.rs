@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{Machine, Process};
 use crate::boot::{BootRequest, BootStatus, MachineInfo};
+use crate::disk::{DiskRequest, NodeDisks};
 use crate::id::{JobId, NodeId, Pid, TaskId};
 use crate::keeper::GhostMode;
 use crate::launch::LaunchSpec;
@@ -88,6 +89,8 @@ pub enum Request {
     },
     /// About machines that boot from the network.
     Boot(BootRequest),
+    /// About nodes' own disks (root or the administrators).
+    Disk(DiskRequest),
     /// From the rack: a virtual node's agent has been started. Descriptors: its pidfd, whose
     /// end proves that the node's tasks are gone.
     VirtualNode {
@@ -102,8 +105,8 @@ pub enum Request {
     Shutdown,
 }
 
-/// Which nodes a job may use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Which nodes a job may use. Without any wish: one task, on any node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeSelection {
     /// A node set; `None`: placement chooses among all.
     pub nodes: Option<String>,
@@ -353,6 +356,13 @@ pub enum Reply {
         /// Nodes that answered.
         list: Vec<NodeCheck>,
         /// Nodes that did not.
+        silent: Vec<String>,
+    },
+    /// Answer to [`Request::Disk`].
+    Disks {
+        /// What the nodes say.
+        list: Vec<NodeDisks>,
+        /// Nodes that did not answer.
         silent: Vec<String>,
     },
     /// Answer to [`Request::Jobs`].

@@ -98,6 +98,26 @@ pub struct LaunchSpec {
 }
 
 impl LaunchSpec {
+    /// A command in `/` with nothing in its environment, its three streams relayed.
+    pub fn plain(argv: &[&str]) -> LaunchSpec {
+        LaunchSpec {
+            program: None,
+            argv: argv.iter().map(|word| word.as_bytes().to_vec()).collect(),
+            env: Vec::new(),
+            cwd: b"/".to_vec(),
+            umask: 0o22,
+            limits: Vec::new(),
+            ignored_signals: 0,
+            blocked_signals: 0,
+            stdio: [StdioKind::Relayed; 3],
+            window: WindowSize::default(),
+            leave: false,
+            private_tmp: false,
+            undo: false,
+            host_name: None,
+        }
+    }
+
     /// Whether the task has a terminal of its own.
     pub fn has_terminal(&self) -> bool {
         self.stdio.contains(&StdioKind::Terminal)

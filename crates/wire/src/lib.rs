@@ -7,11 +7,13 @@ pub mod agent;
 pub mod boot;
 pub mod client;
 pub mod deputy;
+pub mod disk;
 pub mod frame;
 pub mod id;
 pub mod keeper;
 pub mod launch;
 pub mod marks;
+pub mod names;
 pub mod nodeset;
 pub mod status;
 pub mod stream;
@@ -19,4 +21,4 @@ pub mod view;
 
 /// Version of every conversation in this crate. Both ends must be equal: nodes fetch the head's
 /// binary rather than speak an older protocol.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

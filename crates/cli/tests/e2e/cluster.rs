@@ -48,6 +48,18 @@ pub(crate) fn skip(reason: &str) {
     println!("SKIPPED: {reason}");
 }
 
+/// Whether nodes can show files here; says why not.
+pub(crate) fn may_have_views() -> bool {
+    let device = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    if let Err(error) = &device {
+        skip(&format!("/dev/fuse can't be opened: {error}"));
+    }
+    device.is_ok()
+}
+
 impl Cluster {
     /// As root, or says why not.
     pub(crate) fn start(nodes: u32) -> Option<Cluster> {
@@ -161,6 +173,11 @@ impl Cluster {
                         .is_ok_and(|env| text(&env).contains(&marker))
             })
             .collect()
+    }
+
+    /// Whether a head runs that is not this process.
+    pub(crate) fn has_another_head(&self, than: i32) -> bool {
+        self.daemon("wiglaf: head").iter().any(|pid| *pid != than)
     }
 
     /// The agents' processes in the head's table: children of this cluster's rack.

@@ -6,7 +6,7 @@ use std::process::Output;
 use serde_json::Value;
 use wiglaf_linux::process::kill;
 
-use crate::cluster::{ALICE, BOB, Cluster, User, is_root, output_of, skip, text};
+use crate::cluster::{ALICE, BOB, Cluster, User, is_root, may_have_views, output_of, skip, text};
 
 const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
@@ -19,12 +19,7 @@ fn start() -> Option<Cluster> {
         skip("clusters of this test are made by root");
         return None;
     }
-    let fuse = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse");
-    if let Err(error) = fuse {
-        skip(&format!("/dev/fuse can't be opened: {error}"));
+    if !may_have_views() {
         return None;
     }
     Cluster::start(2)

@@ -89,10 +89,7 @@ fn p4_killing_the_head_loses_nothing_to_the_byte() {
         wait_for(
             "another head",
             || {
-                cluster
-                    .daemon("wiglaf: head")
-                    .iter()
-                    .any(|pid| *pid != head)
+                cluster.has_another_head(head)
                     && cluster.wiglaf(&["nodes", "--wait", "2"]).status.success()
             },
             String::new,

@@ -56,6 +56,26 @@ fn nobody_signals_or_hears_another() {
     assert_eq!(root.trim(), "0");
 }
 
+/// A node keeps the views of a few users who have nothing running there, and no more.
+#[test]
+fn more_users_than_a_node_keeps_views_for() {
+    let Some(cluster) = Cluster::start(1) else {
+        return;
+    };
+    for round in 0..3 {
+        for uid in 54400..54412 {
+            let run = ["run", "-w", "n1", "sh", "-c", "id -u; head -c 5 /etc/passwd"];
+            let output = crate::cluster::output_of(cluster.command_as(User::Id(uid), &run));
+            assert_eq!(
+                text(&output.stdout),
+                format!("{uid}\nroot:"),
+                "round {round}: {}",
+                text(&output.stderr)
+            );
+        }
+    }
+}
+
 #[test]
 fn logs_and_jobs_are_their_owners() {
     let Some(cluster) = Cluster::start(1) else {

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use wiglaf_linux::process::kill;
 
-use crate::cluster::{ALICE, Cluster, User, is_root, output_of, skip, text, wait_for};
+use crate::cluster::{
+    ALICE, Cluster, User, is_root, may_have_views, output_of, skip, text, wait_for,
+};
 use crate::terminal::Shell;
 
 const SIGKILL: i32 = 9;
@@ -18,13 +20,7 @@ fn start(nodes: u32) -> Option<Cluster> {
         skip("clusters of this test are made by root");
         return None;
     }
-    if fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .is_err()
-    {
-        skip("/dev/fuse can't be opened");
+    if !may_have_views() {
         return None;
     }
     let cluster = Cluster::prepare(User::Root);

@@ -3,15 +3,17 @@
 //!
 //! It is PID 1 of the PID namespace that its tasks live in: what they orphan becomes its child,
 //! and nothing of theirs outlives it. One thread runs everything but the making of processes
-//! ([`spawner`]), which waits until the program is read, perhaps by way of this very process.
+//! (`spawner`), which waits until the program is read, perhaps by way of this very process.
 
 mod beside;
 mod clock;
 pub mod core;
+mod disk;
 mod leavings;
 mod link;
 mod machine;
 mod mains;
+mod names;
 mod pids;
 mod private;
 mod processes;

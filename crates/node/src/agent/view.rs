@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use wiglaf_wire::view::{Answer, Change, Gift, MAX_EXPECTED_PATHS, ViewCheck, Vie
 
 use super::private::Makers;
 use super::spawner::{Order, Root, UtsTag};
-use crate::root::{OwnDirectories, RootError, private_places};
+use crate::root::{OwnDirectories, RootError, STAND_INS, private_places};
 
 /// Tokens of views have this bit; below it are a view's number and, in the lowest, which of its
 /// two descriptors.
@@ -80,8 +80,12 @@ pub(super) enum Due {
 #[derive(Debug)]
 pub(super) struct Views {
     own: Arc<OwnDirectories>,
+    /// Some view may have been made before what is the nodes' own now was.
+    has_outdated: bool,
     bounds: Bounds,
     makers: Makers,
+    /// Whether the node's names stand in for the head's.
+    has_names: bool,
     views: HashMap<DeputyId, NodeView>,
     by_slot: HashMap<u64, DeputyId>,
     tasks: HashMap<TaskId, DeputyId>,
@@ -100,6 +104,8 @@ struct NodeView {
     slot: u64,
     uid: u32,
     tasks: HashSet<TaskId>,
+    /// What stands in it.
+    own: Arc<OwnDirectories>,
     /// Overlays stand on some of its directories.
     is_covered: bool,
     /// Orders the idle ones.
@@ -132,8 +138,10 @@ impl Views {
         wiglaf_view::check_device()?;
         Ok(Views {
             own: Arc::new(own),
+            has_outdated: false,
             bounds,
             makers,
+            has_names: false,
             views: HashMap::new(),
             by_slot: HashMap::new(),
             tasks: HashMap::new(),
@@ -167,6 +175,7 @@ impl Views {
             let path = self.own.place(&format!("view-{slot}"))?;
             let mut mount = ViewMount::mount(&path, &self.own.names(), self.bounds, witness)?;
             self.own.covered().for_each(|path| mount.pin(path));
+            show_names(&mut mount, self.has_names);
             let makers = self.makers.clone();
             mount.set_makers(Box::new(move |pid| makers.find(pid)));
             poll.add(mount.device(), token(slot, false), Interest::Read)?;
@@ -177,23 +186,61 @@ impl Views {
                 slot,
                 uid,
                 tasks: HashSet::new(),
+                own: self.own.clone(),
                 is_covered: false,
                 last_used: used,
                 signalled: Vec::new(),
             };
             self.views.insert(deputy, view);
         }
-        let own = self.own.clone();
         self.tasks.insert(task, deputy);
-        let path = match self.views.get_mut(&deputy) {
+        let (path, own) = match self.views.get_mut(&deputy) {
             Some(view) => {
                 view.tasks.insert(task);
                 view.last_used = used;
-                view.mount.path().to_owned()
+                (view.mount.path().to_owned(), view.own.clone())
             }
-            None => PathBuf::new(),
+            None => (PathBuf::new(), self.own.clone()),
         };
         Ok(Root::View { deputy, path, own })
+    }
+
+    /// Shows disks from now on, by their names in `/`. Views that are there don't.
+    pub(super) fn show_disks(&mut self, names: &[&'static str]) {
+        if !names.iter().all(|name| self.own.has(name)) {
+            let own = names.iter();
+            let own = own.fold((*self.own).clone(), |own, name| own.with_disk(name));
+            self.own = Arc::new(own);
+            self.has_outdated = true;
+        }
+    }
+
+    /// Views that lack a disk, and have no tasks: they should go, so that the next task has one
+    /// with it. They do when their links do.
+    pub(super) fn outdated(&mut self) -> Vec<DeputyId> {
+        if !self.has_outdated {
+            return Vec::new();
+        }
+        let views = self.views.iter();
+        let outdated = views.filter(|(_, view)| !Arc::ptr_eq(&view.own, &self.own));
+        let (idle, busy): (Vec<_>, Vec<_>) = outdated
+            .map(|(deputy, view)| (*deputy, view.tasks.is_empty()))
+            .partition(|(_, is_idle)| *is_idle);
+        self.has_outdated = !busy.is_empty();
+        idle.into_iter().map(|(deputy, _)| deputy).collect()
+    }
+
+    /// Whether a deputy's tasks see this disk.
+    pub(super) fn shows(&self, deputy: DeputyId, name: &str) -> bool {
+        self.views.get(&deputy).is_some_and(|view| view.own.has(name))
+    }
+
+    /// Has the node's names stand in for the head's, or not any more.
+    pub(super) fn show_names(&mut self, shown: bool) {
+        self.has_names = shown;
+        for view in self.views.values_mut() {
+            show_names(&mut view.mount, shown);
+        }
     }
 
     /// Has a task started once its view is right.
@@ -237,22 +284,17 @@ impl Views {
         }
     }
 
-    /// A task is over. Its view stays for the next one, unless there are too many.
-    pub(super) fn dismiss(&mut self, poll: &Poll, task: TaskId) -> Option<DeputyId> {
+    /// A task has no use for its view any more. Returns the deputy whose view is one too many, if
+    /// there is one: it should go, as its link does.
+    pub(super) fn dismiss(&mut self, task: TaskId) -> Option<DeputyId> {
         let deputy = self.tasks.remove(&task)?;
         self.views.get_mut(&deputy)?.tasks.remove(&task);
-        let idle = |view: &NodeView| view.tasks.is_empty();
-        if self.views.values().filter(|view| idle(view)).count() <= MAX_IDLE_VIEWS {
+        let idle = || self.views.iter().filter(|(_, view)| view.tasks.is_empty());
+        if idle().count() <= MAX_IDLE_VIEWS {
             return None;
         }
-        let oldest = self
-            .views
-            .iter()
-            .filter(|(_, view)| idle(view))
-            .min_by_key(|(_, view)| view.last_used)
-            .map(|(deputy, _)| *deputy)?;
-        self.drop_view(poll, oldest);
-        Some(oldest)
+        let oldest = idle().min_by_key(|(_, view)| view.last_used);
+        oldest.map(|(deputy, _)| *deputy)
     }
 
     fn drop_view(&mut self, poll: &Poll, deputy: DeputyId) {
@@ -522,6 +564,13 @@ fn checked(request: u64, uid: u32, compared: u64, differences: Vec<String>) -> D
         differences,
     };
     Due::Checked { request, found }
+}
+
+fn show_names(mount: &mut ViewMount, shown: bool) {
+    for one in STAND_INS {
+        let target = shown.then_some(Path::new(one.target));
+        mount.show_link(Path::new(one.path), target);
+    }
 }
 
 fn token(slot: u64, bell: bool) -> Token {

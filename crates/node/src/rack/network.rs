@@ -212,6 +212,24 @@ impl RouteSocket {
         self.change(new, NLM_F_CREATE | NLM_F_REPLACE, action)
     }
 
+    /// Takes that back.
+    pub(crate) fn remove_default_route(
+        &mut self,
+        name: &str,
+        router: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.attributes = vec![
+            RouteAttribute::Gateway(RouteAddress::Inet(router)),
+            RouteAttribute::Oif(self.index_of(name)?),
+        ];
+        let delete = RouteNetlinkMessage::DelRoute(message);
+        let action = format!("send nothing to the router {router} any more");
+        self.change(delete, 0, action)
+    }
+
     /// Removes a device; fine if there is none any more.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<(), NetworkError> {
         let mut message = LinkMessage::default();

@@ -40,6 +40,9 @@ const ABOUT_PEERS: &str = "distcc: lzo, no fallback to the head (DISTCC_FALLBACK
      and then it compiles on the head. A build of which it has distributed less than 70 % is a \
      failure here. Both call the compiler for the kernel's host programs as well.";
 const NAMES_OF_PEERS: &[&str] = &["make", "gcc", "distcc", "icecc"];
+const ABOUT_IDLE_PAGES: &str = "This machine's kernel takes away what was not used for a while even \
+     where there is memory to spare (DAMON): nodes whose turn comes late have lost the compiler that \
+     they had, and fetch it again. That is in their bytes, and on the hub in their time.";
 const REDIS: &str = "redis-deps";
 const LINUX: &str = "linux";
 /// Of even pieces, as one long piece would bound the time on many nodes.
@@ -280,9 +283,21 @@ fn measure(
             let quota = Quota::new(stage)?;
             let rows = parts::slow(&ground(SLOW)?, effort, cluster.as_mut(), &farm, &quota)?;
             table::write_slow(SLOW, &rows, report);
+            if takes_idle_pages()? {
+                report.note(ABOUT_IDLE_PAGES.to_owned());
+            }
         }
     }
     Ok(())
+}
+
+/// Whether this kernel reclaims memory before it is short of it.
+fn takes_idle_pages() -> Result<bool> {
+    let processes = std::fs::read_dir("/proc").context("/proc")?.flatten();
+    Ok(processes.into_iter().any(|process| {
+        std::fs::read_to_string(process.path().join("comm"))
+            .is_ok_and(|name| name.starts_with("kdamond"))
+    }))
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, PATIENCE, User, as_user, is_root, output_of, skip, text, wiglaf};
+use crate::cluster::{
+    Cluster, PATIENCE, User, as_user, is_root, may_have_views, output_of, skip, text, wiglaf,
+};
 
 /// Where the head and all nodes have the same files, whatever is done about /tmp.
 const SHARED: &str = "/var/tmp";
@@ -124,12 +126,7 @@ impl Ground {
     }
 
     pub(crate) fn view_in(dir: TestDirectory, nodes: u32) -> Option<Ground> {
-        let fuse = fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse");
-        if let Err(error) = fuse {
-            skip(&format!("/dev/fuse can't be opened: {error}"));
+        if !may_have_views() {
             return None;
         }
         let cluster = Cluster::prepare(User::Root);

@@ -116,12 +116,7 @@ fn a_head_that_is_replaced_in_mid_build_is_not_noticed() {
     kill(head, SIGKILL).expect("it lives");
     wait_for(
         "another head",
-        || {
-            cluster
-                .daemon("wiglaf: head")
-                .iter()
-                .any(|pid| *pid != head)
-        },
+        || cluster.has_another_head(head),
         String::new,
     );
     tree.let_go();
@@ -144,12 +139,7 @@ fn a_lines_own_125_is_its_own_though_the_head_was_replaced() {
     let build = tree.start(&cluster, "wiglaf make --require-cluster --verbose");
     let head = cluster.daemon("wiglaf: head")[0];
     kill(head, SIGKILL).expect("it lives");
-    let another = || {
-        cluster
-            .daemon("wiglaf: head")
-            .iter()
-            .any(|pid| *pid != head)
-    };
+    let another = || cluster.has_another_head(head);
     wait_for("another head", another, String::new);
     tree.let_go();
     let output = build.wait_with_output().expect("it ends");
