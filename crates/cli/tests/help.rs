@@ -22,7 +22,7 @@ fn the_first_page() {
 fn every_command() {
     for name in [
         "demo", "up", "down", "run", "make", "build", "ps", "kill", "jobs", "wait", "logs", "cp",
-        "nodes", "node", "boot", "image", "net", "view", "doctor", "init", "head",
+        "nodes", "node", "boot", "image", "disk", "net", "view", "doctor", "init", "head",
     ] {
         insta::assert_snapshot!(name, help(&[name]));
     }
@@ -35,11 +35,15 @@ fn every_action() {
             "node",
             &[
                 "show", "set", "drain", "resume", "token", "agent", "adopt", "approve", "forget",
-                "why", "log", "reboot", "halt", "poweroff", "wake",
+                "why", "log", "reboot", "halt", "poweroff", "wake", "remove",
             ],
         ),
         ("boot", &["enable", "disable", "status"]),
-        ("image", &["build", "list", "show", "use", "remove"]),
+        (
+            "image",
+            &["build", "list", "show", "use", "write", "remove"],
+        ),
+        ("disk", &["show", "plan", "apply"]),
         ("view", &["status", "check"]),
     ];
     for (command, actions) in actions {

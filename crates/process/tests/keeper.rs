@@ -96,6 +96,9 @@ fn interactive(user: Option<u32>) {
     });
     scene.expect(&FromKeeper::Gone { task });
     shell.expect("wiglaf: n1 was switched off");
+    // All of it, or what follows takes this for its own.
+    shell.expect("code=125");
+    shell.expect("ready> ");
 
     // kill -9: the shell waits until the node has confirmed the end (P1).
     shell.say("$G sleep 4 &");

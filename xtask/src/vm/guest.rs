@@ -23,6 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// The least that a node needs.
 pub(super) const SMALL_MIB: u32 = 112;
+/// Linux gives the next kernel no more than half of its memory, and keeps copies of what it loads.
+pub(super) const KEXEC_MIB: u32 = 192;
 /// What QEMU's own guests have.
 const VIRTIO: &str = "virtio-net-pci";
 /// OVMF itself takes more than half of this.

@@ -111,12 +111,7 @@ pub(super) fn answer(network: &Network, asked: &Packet, message: Option<Message>
 }
 
 /// An address with its network's particulars. Only machines that were adopted have a name.
-pub(super) fn add_network(
-    reply: &mut Packet,
-    network: &Network,
-    head: &Head,
-    name: Option<&[u8]>,
-) {
+pub(super) fn add_network(reply: &mut Packet, network: &Network, head: &Head, name: Option<&[u8]>) {
     let options = &mut reply.options;
     options.set(code::SUBNET_MASK, network.mask().octets());
     if let Some(gateway) = network.gateway {

@@ -64,7 +64,14 @@ fn more_users_than_a_node_keeps_views_for() {
     };
     for round in 0..3 {
         for uid in 54400..54412 {
-            let run = ["run", "-w", "n1", "sh", "-c", "id -u; head -c 5 /etc/passwd"];
+            let run = [
+                "run",
+                "-w",
+                "n1",
+                "sh",
+                "-c",
+                "id -u; head -c 5 /etc/passwd",
+            ];
             let output = crate::cluster::output_of(cluster.command_as(User::Id(uid), &run));
             assert_eq!(
                 text(&output.stdout),

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use wiglaf_wire::agent::ToAgent;
-use wiglaf_wire::disk::{
-    DiskAction, DiskAnswer, DiskOrder, DiskRequest, MAX_DISK_TEXT, NodeDisks,
-};
+use wiglaf_wire::disk::{DiskAction, DiskAnswer, DiskOrder, DiskRequest, MAX_DISK_TEXT, NodeDisks};
 use wiglaf_wire::id::NodeId;
 
 use super::lists::Found;

@@ -63,7 +63,14 @@ impl Reactor {
         effects: &mut Vec<Effect>,
     ) {
         let who = (client, wait_ms);
-        self.start_list_of_each(now_ms, who, nodes, found, |_, request| ask(request), effects);
+        self.start_list_of_each(
+            now_ms,
+            who,
+            nodes,
+            found,
+            |_, request| ask(request),
+            effects,
+        );
     }
 
     /// The same with a question of its own for each.

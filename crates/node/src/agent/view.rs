@@ -232,7 +232,9 @@ impl Views {
 
     /// Whether a deputy's tasks see this disk.
     pub(super) fn shows(&self, deputy: DeputyId, name: &str) -> bool {
-        self.views.get(&deputy).is_some_and(|view| view.own.has(name))
+        self.views
+            .get(&deputy)
+            .is_some_and(|view| view.own.has(name))
     }
 
     /// Has the node's names stand in for the head's, or not any more.

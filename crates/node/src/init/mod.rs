@@ -29,11 +29,11 @@ use rustix::time::{ClockId, clock_gettime};
 use wiglaf_linux::process::set_process_title;
 
 use cmdline::CommandLine;
+pub(crate) use http::get as fetch;
 use journal::Journal;
 use modules::{Loaded, Modules};
 use network::{Home, LOOK_PERIOD, Network};
 use report::Report;
-pub(crate) use http::get as fetch;
 pub(crate) use report::greet;
 use supervise::Supervisor;
 

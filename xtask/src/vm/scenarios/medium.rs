@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::parts::{check_run, join};
 use crate::vm::dnsmasq::Dnsmasq;
-use crate::vm::guest::{Firmware, Guest, Plan};
+use crate::vm::guest::{Firmware, Guest, KEXEC_MIB, Plan};
 use crate::vm::head::{BOOT, Head, IMAGE};
 use crate::vm::stage::Stage;
 use crate::vm::wire::PORT;
@@ -27,7 +27,7 @@ const MARK: &str = "wiglaf.medium=";
 pub(super) fn cd(stage: &Stage<'_>) -> Result<()> {
     let head = Head::found(stage)?;
     let (medium, old) = write(&head)?;
-    let plan = Plan::new("guest", Firmware::Cdrom(medium));
+    let plan = Plan::new("guest", Firmware::Cdrom(medium)).memory(KEXEC_MIB);
     let guest = stage.guest(&head.wire, plan.clone())?;
     // Its console says what to type at the head.
     head.wait_for_unknown(&guest)?;

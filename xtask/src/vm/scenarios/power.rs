@@ -5,12 +5,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::parts::{check_run, join};
-use crate::vm::guest::{Firmware, Guest, Plan};
+use crate::vm::guest::{Firmware, Guest, KEXEC_MIB, Plan};
 use crate::vm::head::{BOOT, Head};
 use crate::vm::stage::Stage;
 
-/// Linux gives the next kernel no more than half of its memory, and keeps copies of what it loads.
-const KEXEC_MIB: u32 = 192;
 const END: Duration = Duration::from_secs(60);
 const BOOT_ID: &[&str] = &["cat", "/proc/sys/kernel/random/boot_id"];
 

@@ -66,11 +66,7 @@ pub(super) struct Ground {
 pub(super) type Failed = String;
 
 impl Ground {
-    pub(super) fn new(
-        cluster: Cluster,
-        boot: Option<SocketAddrV4>,
-        places: PathBuf,
-    ) -> Ground {
+    pub(super) fn new(cluster: Cluster, boot: Option<SocketAddrV4>, places: PathBuf) -> Ground {
         Ground {
             cluster,
             boot,
@@ -457,7 +453,10 @@ pub(super) fn exclusive(path: &Path) -> Result<File, Failed> {
 }
 
 /// Tries again for a while.
-pub(super) fn within<T, E>(limit: Duration, mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+pub(super) fn within<T, E>(
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let began = Instant::now();
     loop {
         match attempt() {

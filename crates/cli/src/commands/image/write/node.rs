@@ -103,9 +103,8 @@ impl<'a> NodeDisk<'a> {
     ) -> Result<DiskStep, CommandError> {
         let (node, device) = (self.node, self.device);
         if let Some(why) = refused {
-            return Err(CommandError::new(format!("{node}: {why}")).hint(
-                "only nodes that booted from the network, or from a medium, write their disks",
-            ));
+            return Err(CommandError::new(format!("{node}: {why}"))
+                .hint("`wiglaf disk show` shows which nodes have disks of their own"));
         }
         let Some(step) = steps.into_iter().next() else {
             return Err(
