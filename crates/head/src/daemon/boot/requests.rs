@@ -348,6 +348,7 @@ impl Daemon {
     /// Forgets nodes for good: all or none.
     fn remove_nodes(&mut self, nodes: &str) -> Result<(), Refusal> {
         let ids = resolve(self.reactor.nodes(), nodes)?;
+        let policy = self.reactor.policy();
         for id in &ids {
             let Some(node) = self.reactor.nodes().get(*id) else {
                 continue;
@@ -375,8 +376,9 @@ impl Daemon {
                     return Err(Refusal::new(
                         format!("what runs on {name} may still be alive until its lease is over"),
                         format!(
-                            "wait until `wiglaf nodes` shows it as down: up to {} s",
-                            self.reactor.policy().lease_ms.div_ceil(1000)
+                            "try again when `wiglaf nodes` shows it as down and the head has run \
+                             for {} s",
+                            (policy.lease_ms + policy.margin_ms).div_ceil(1000)
                         ),
                     ));
                 }
