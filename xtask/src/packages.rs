@@ -11,6 +11,7 @@ const PACKAGES: &[&str] = &[
     "acl",
     "atftp",
     "bind9-dnsutils",
+    "bootpc",
     "curl",
     "dnsmasq-base",
     "e2fsprogs",
@@ -31,9 +32,24 @@ const PACKAGES: &[&str] = &[
     "vim-tiny",
 ];
 
+/// What is for machines of one kind only: boot media.
+const X86_64_PACKAGES: &[&str] = &[
+    "grub-common",
+    "grub-efi-amd64-bin",
+    "grub-pc-bin",
+    "mtools",
+    "xorriso",
+];
+
 pub(crate) fn install_missing() -> Result<()> {
-    install(PACKAGES)?;
-    println!("all {} packages are here", PACKAGES.len());
+    let machines = if cfg!(target_arch = "x86_64") {
+        X86_64_PACKAGES
+    } else {
+        &[]
+    };
+    let wanted = [PACKAGES, machines].concat();
+    install(&wanted)?;
+    println!("all {} packages are here", wanted.len());
     Ok(())
 }
 

@@ -23,6 +23,11 @@ pub(crate) const TESTS: &[Test] = &[
         run: dhclient_gets_the_machines_address,
     },
     Test {
+        name: "a_bootp_client_gets_the_machines_address_and_what_to_boot",
+        needs: &["bootpc"],
+        run: a_bootp_client_gets_the_machines_address_and_what_to_boot,
+    },
+    Test {
         name: "a_stranger_that_does_not_boot_gets_nothing",
         needs: &["udhcpc"],
         run: a_stranger_that_does_not_boot_gets_nothing,
@@ -102,6 +107,22 @@ fn dhclient_gets_the_machines_address() {
     });
     drop(client);
     scene.wait_stage(MAC, Stage::Addressed);
+}
+
+/// It knows nothing that is newer than RFC 951, and prints what it was told for a shell.
+fn a_bootp_client_gets_the_machines_address_and_what_to_boot() {
+    let mut scene = Scene::serving(settings());
+    let route = scene.on_machine("ip route add default dev eth0");
+    assert!(route.status.success(), "{}", text(&route.stderr));
+    let line = "bootpc --dev eth0 --serverbcast --timeoutwait 5 --returniffail";
+    let told = scene.on_machine(line);
+    let said = format!("{}{}", text(&told.stdout), text(&told.stderr));
+    assert!(said.contains(&format!("IPADDR='{ITS}'")), "{said}");
+    assert!(said.contains("BOOTFILE='undionly.kpxe'"), "{said}");
+    scene.wait_stage(MAC, Stage::Addressed);
+    scene.set_mac(Mac([2, 0, 0, 0, 0, 9]));
+    let stranger = scene.on_machine(line);
+    assert!(!text(&stranger.stdout).contains("IPADDR"));
 }
 
 fn a_stranger_that_does_not_boot_gets_nothing() {

@@ -1,7 +1,7 @@
 //! `wiglaf nodes`
 
 use serde::Serialize;
-use wiglaf_wire::client::{NodeInfo, Reply, Request};
+use wiglaf_wire::client::{NodeInfo, NodeState, Reply, Request};
 
 use crate::CommandResult;
 use crate::error::CommandError;
@@ -65,11 +65,39 @@ pub(crate) fn run(args: &Args) -> CommandResult {
 
 /// All nodes, once so many are up.
 pub(crate) fn list(wait: Option<u32>) -> Result<Vec<NodeInfo>, CommandError> {
-    let request = wait.map_or(Request::Nodes, |count| Request::WaitNodes { count });
-    match Head::connect()?.ask(&request)? {
+    let mut head = Head::connect()?;
+    let mut ask = |request| match head.ask(&request)? {
         Reply::Nodes(nodes) => Ok(nodes),
         other => Err(CommandError::from_reply(other)),
+    };
+    let nodes = ask(Request::Nodes)?;
+    let Some(count) = wait else {
+        return Ok(nodes);
+    };
+    let up = nodes.iter().filter(|node| node.state == NodeState::Up);
+    if up.count() < usize::try_from(count)? {
+        tell_withheld(&nodes);
     }
+    ask(Request::WaitNodes { count })
+}
+
+/// Says which nodes are connected, but are kept from taking work: nobody waits for those.
+pub(crate) fn tell_withheld(nodes: &[NodeInfo]) {
+    for node in nodes.iter().filter(|node| is_withheld(node.state)) {
+        eprintln!(
+            "wiglaf: {name} takes no work (its state is {state}): `wiglaf node resume {name}`",
+            name = node.name,
+            state = node.state.name(),
+        );
+    }
+}
+
+/// Connected, but by somebody's word not up.
+pub(crate) fn is_withheld(state: NodeState) -> bool {
+    matches!(
+        state,
+        NodeState::Drain | NodeState::Unavailable | NodeState::Error
+    )
 }
 
 pub(crate) fn row(node: &NodeInfo) -> Row {

@@ -7,6 +7,7 @@ use wiglaf_head::config::Layout;
 use wiglaf_wire::client::{NodeInfo, NodeState, Reply, Request};
 
 use crate::CommandResult;
+use crate::commands::nodes;
 use crate::daemons;
 use crate::error::CommandError;
 use crate::output;
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     options.extend(view.iter().map(String::as_str));
     let mut rack = daemons::spawn(&layout, "rack", &options)?;
     let started = Instant::now();
-    while up(&mut head)?.len() < usize::try_from(args.nodes)? {
+    while connected(&mut head)?.len() < usize::try_from(args.nodes)? {
         if let Some(status) = rack.try_wait()? {
             return Err(daemons::failed(
                 &layout,
@@ -86,6 +87,8 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         }
         std::thread::sleep(JOIN_POLL);
     }
+    // They were before, and a new start changes nothing of that.
+    nodes::tell_withheld(&connected(&mut head)?);
     output::print(&format!(
         "{} nodes are up; try `wiglaf run -a -l hostname`, and `wiglaf down` at the end\n",
         args.nodes
@@ -93,10 +96,11 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     Ok(0)
 }
 
-fn up(head: &mut crate::head::Head) -> Result<Vec<NodeInfo>, CommandError> {
+fn connected(head: &mut crate::head::Head) -> Result<Vec<NodeInfo>, CommandError> {
     match head.ask(&Request::Nodes)? {
         Reply::Nodes(mut nodes) => {
-            nodes.retain(|node| node.is_virtual && node.state == NodeState::Up);
+            let is_there = |state| state == NodeState::Up || nodes::is_withheld(state);
+            nodes.retain(|node| node.is_virtual && is_there(node.state));
             Ok(nodes)
         }
         other => Err(CommandError::from_reply(other)),

@@ -103,3 +103,24 @@ fn nodes_are_listed_and_shown() {
     let unknown = cluster.wiglaf(&["node", "show", "n77"]);
     assert!(text(&unknown.stderr).contains("no node n77"));
 }
+
+/// It was drained before the cluster was ended, and is when that is up again.
+#[test]
+fn nobody_waits_for_a_drained_node_without_a_word() {
+    let Some(cluster) = Cluster::start(2) else {
+        return;
+    };
+    cluster.ok(&["node", "drain", "n1"]);
+    cluster.ok(&["down"]);
+    let up = cluster.wiglaf(&["up", "-n", "2"]);
+    assert!(up.status.success(), "{}", text(&up.stderr));
+    assert!(
+        text(&up.stderr).contains("`wiglaf node resume n1`"),
+        "{}",
+        text(&up.stderr)
+    );
+    let waiting = cluster.spawn(&["nodes", "--wait", "2"]);
+    cluster.ok(&["node", "resume", "n1"]);
+    let waited = waiting.wait_with_output().unwrap();
+    assert!(waited.status.success());
+}
