@@ -290,12 +290,16 @@ impl Recipe {
             path: self.init.clone(),
             reason,
         };
-        let bytes = fs::read(&self.init).map_err(|error| refuse(error.to_string()))?;
+        let mut bytes = fs::read(&self.init).map_err(|error| refuse(error.to_string()))?;
         let object = elf::parse(&bytes).ok_or_else(|| refuse("it is no program".into()))?;
         if let Some(interpreter) = object.interpreter {
             return Err(refuse(format!(
                 "it is linked with libraries, and wants {interpreter}"
             )));
+        }
+        // The program is this one, so this says how it was built.
+        if cfg!(panic = "abort") {
+            elf::clear_unwinding(&mut bytes);
         }
         let stripped = elf::without_sections(&bytes);
         let stripped = stripped.ok_or_else(|| refuse("it is not a 64-bit program".into()))?;
