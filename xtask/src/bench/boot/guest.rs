@@ -9,17 +9,15 @@ use anyhow::{Context, Result};
 use crate::bench::ground::report::Report;
 use crate::run;
 
-/// The small one of `cargo xtask vm-test`.
+/// The small one of `cargo xtask vm-test`; its kernel tells the time of each line.
 const SMALL: &str = "bios";
-/// The one whose kernel tells the time of each line.
-const TIMED: &str = "medium";
 const AIM_OF_MEMORY_MIB: u32 = 112;
 const MEMORY: (&str, &str) = ("the machine has ", " MiB");
 const AIM_OF_DELAY_S: f64 = 0.5;
 const KVM: &str = "/dev/kvm";
 /// From here on it is we who take the time.
 const START: &str = "Run /init as init process";
-/// All later boots go on here: nobody has to approve the machine again.
+/// From here on it waits for somebody who approves it; at later boots it joins.
 const JOINING: &str = "asks to join";
 /// What stages begin or end with, and how the table calls them.
 const STAGES: &[(&str, &str)] = &[
@@ -30,18 +28,12 @@ const STAGES: &[(&str, &str)] = &[
     ),
     (" has the address ", "it has its address"),
     (JOINING, "it asks to join, with a key that it has made"),
-    (
-        "takes tasks now",
-        "it is up; for a part of this it waited for somebody who approves it",
-    ),
 ];
 
 pub(super) fn measure(binary: &Path, target: &Path, report: &mut Report) -> Result<()> {
     println!("\n=== machines in QEMU");
     let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["vm-test", SMALL, TIMED, "--binary"])
-        .arg(binary);
+    command.args(["vm-test", SMALL, "--binary"]).arg(binary);
     let said = run::output(&mut command);
     let memory_mib = said.as_ref().ok().and_then(|said| memory_in(said));
     let figure = match (&said, memory_mib) {
@@ -56,7 +48,7 @@ pub(super) fn measure(binary: &Path, target: &Path, report: &mut Report) -> Resu
         memory_mib.is_some_and(|mib| mib <= AIM_OF_MEMORY_MIB),
     );
     if said.is_ok() {
-        let path = target.join("vm").join(TIMED).join("guest.console");
+        let path = target.join("vm").join(SMALL).join("guest.console");
         let console = fs::read(&path).with_context(|| path.display().to_string())?;
         write(&String::from_utf8_lossy(&console), report);
     }
@@ -81,7 +73,7 @@ fn write(console: &str, report: &mut Report) {
         vec![(*what).to_owned(), time]
     });
     report.table(
-        "Until a machine is up",
+        "Until a machine asks to join",
         &format!(
             "By the clock of one machine's kernel, since that has started /init; the machine is in {how}"
         ),
