@@ -36,7 +36,7 @@ pub(crate) fn run() -> Result<()> {
         inputs::compare::run(&inputs::compare::Args::over_nodes(REAL_BUILDS))
     })?;
     steps.run("machines that boot from the network", || {
-        vm::run(&vm::Args::smoke())
+        vm::run(&vm::Args::in_ci())
     })?;
     steps.report(&totals);
     Ok(())

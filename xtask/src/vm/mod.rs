@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use crate::debs::Kernel;
 use crate::{debootstrap, debs, packages, run};
 use ground::Ground;
-use scenarios::{Need, SCENARIOS, SMOKE, Scenario};
+use scenarios::{IN_CI, Need, SCENARIOS, SMOKE, Scenario};
 use stage::Stage;
 
 /// What guests and their surroundings need from Debian.
@@ -61,9 +61,12 @@ const LARGEST_BINARY: u64 = 16 << 20;
 pub(crate) struct Args {
     /// Which scenarios; all if none is named
     names: Vec<String>,
-    /// The short form that CI runs
+    /// The short form, of some two minutes
     #[arg(long, conflicts_with = "names")]
     smoke: bool,
+    /// What CI runs, of some seven
+    #[arg(long, conflicts_with_all = ["names", "smoke"])]
+    ci: bool,
     /// Say which scenarios there are
     #[arg(long)]
     list: bool,
@@ -76,11 +79,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// The short form, by the release binary.
-    pub(crate) fn smoke() -> Args {
+    /// What CI runs, by the release binary.
+    pub(crate) fn in_ci() -> Args {
         Args {
             names: Vec::new(),
-            smoke: true,
+            smoke: false,
+            ci: true,
             list: false,
             binary: None,
             ground: None,
@@ -153,6 +157,9 @@ fn choose(args: &Args) -> Result<Vec<&'static Scenario>> {
     };
     if args.smoke {
         return SMOKE.iter().map(|name| named(name)).collect();
+    }
+    if args.ci {
+        return IN_CI.iter().map(|name| named(name)).collect();
     }
     if args.names.is_empty() {
         return Ok(SCENARIOS.iter().collect());

@@ -38,8 +38,25 @@ pub(super) struct Scenario {
     pub(super) play: fn(&Stage<'_>) -> Result<()>,
 }
 
-/// What CI has time for: both kinds of firmware, what nodes are for, and names.
+/// The short form: both kinds of firmware, what nodes are for, and names.
 pub(super) const SMOKE: &[&str] = &["nodes", "uefi", "names"];
+
+/// What CI has time for: the guide to the first node, all ways to boot from a network, and what
+/// goes wrong on one.
+pub(super) const IN_CI: &[&str] = &[
+    "guide",
+    "nodes",
+    "bios",
+    "old-card",
+    "uefi",
+    "uefi-http",
+    "proxy",
+    "head-killed",
+    "loss",
+    "twins",
+    "kexec",
+    "names",
+];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario {
