@@ -20,11 +20,12 @@ impl Daemon {
     }
 
     fn ask_disks(&mut self, caller: &Caller, request: &DiskRequest) -> Result<(), Refusal> {
+        // Who may not ask hears nothing of the configuration either.
+        let nodes: Vec<_> = self.reactor.disk_nodes(caller, request)?;
         let layout = match request.action {
             DiskAction::Show | DiskAction::Write(_) => Vec::new(),
             DiskAction::Plan | DiskAction::Apply => self.layout_of_disks()?,
         };
-        let nodes: Vec<_> = self.reactor.disk_nodes(caller, request)?;
         let mut orders = BTreeMap::new();
         for (id, name) in nodes {
             let rules = self.rules(&layout, &name)?;

@@ -51,6 +51,16 @@ pub enum DiskError {
         /// By whom.
         how: String,
     },
+    /// Its tables would count in other units than the medium's.
+    #[error("{path} ({what}) has sectors of {bytes} bytes, and media are made for 512")]
+    Sectors {
+        /// Which.
+        path: PathBuf,
+        /// What it is.
+        what: String,
+        /// Of its sectors.
+        bytes: u64,
+    },
     /// It is protected.
     #[error("{path} ({what}) can't be written to: it is read-only")]
     ReadOnly {
@@ -105,6 +115,7 @@ impl DiskError {
                 "umount it first, if it is what you mean: `lsblk` shows it".into()
             }
             DiskError::ReadOnly { .. } => "some sticks have a switch for that".into(),
+            DiskError::Sectors { .. } => "no firmware would start from it: take another".into(),
             DiskError::Holds { .. } => {
                 "all of that is lost by writing; if it may be, say so: --overwrite".into()
             }
@@ -175,6 +186,15 @@ impl Device {
             return Err(DiskError::ReadOnly {
                 path: path.to_owned(),
                 what,
+            });
+        }
+        let sector = word(&about.join("queue/logical_block_size"));
+        let sector = sector.and_then(|bytes| bytes.parse::<u64>().ok());
+        if let Some(bytes) = sector.filter(|bytes| *bytes != SECTOR_BYTES) {
+            return Err(DiskError::Sectors {
+                path: path.to_owned(),
+                what,
+                bytes,
             });
         }
         let in_use = |how: String| DiskError::InUse {

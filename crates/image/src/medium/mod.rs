@@ -168,12 +168,14 @@ impl Medium<'_> {
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(format!(".new-{}", std::process::id()));
-        let new = Unnamed::make(dir.join(hidden))?;
+        let (new, mut out) = Unnamed::make(dir.join(hidden))?;
+        // The programs that make it take names, and others may write to that directory.
         let place = Workplace::make()?;
-        self.put_together(images, tools, &place, &new.0)?;
-        let whole = Disk::open(&new.0).map_err(failed(&new.0))?;
-        whole.sync_all().map_err(failed(&new.0))?;
-        let size = whole.metadata().map_err(failed(&new.0))?.len();
+        let whole = place.0.join("medium.iso");
+        self.put_together(images, tools, &place, &whole)?;
+        let mut whole = Disk::open(&whole).map_err(failed(&whole))?;
+        let size = io::copy(&mut whole, &mut out).map_err(failed(&new.0))?;
+        out.sync_all().map_err(failed(&new.0))?;
         let place = dir.join(name);
         fs::rename(&new.0, &place).map_err(failed(&place))?;
         Ok(size)
@@ -491,10 +493,10 @@ struct Unnamed(PathBuf);
 
 impl Unnamed {
     /// Nobody else's: what has the name already is removed, not followed.
-    fn make(path: PathBuf) -> Result<Unnamed, MediumError> {
+    fn make(path: PathBuf) -> Result<(Unnamed, Disk), MediumError> {
         let _ = fs::remove_file(&path);
-        Disk::create_new(&path).map_err(failed(&path))?;
-        Ok(Unnamed(path))
+        let file = Disk::create_new(&path).map_err(failed(&path))?;
+        Ok((Unnamed(path), file))
     }
 }
 

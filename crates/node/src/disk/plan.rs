@@ -94,8 +94,17 @@ pub(crate) fn plan(
             is_about_data: false,
         },
     };
+    // Of several disks none is named by what all of them are called.
+    let called = |name: &str| disks.iter().filter(|disk| disk.is_called(name)).count();
+    let (erase, unsure): (Vec<_>, Vec<_>) =
+        erase.iter().cloned().partition(|name| called(name) < 2);
+    let several = |name: &str| format!("several disks are called {name}: name one by its path");
     for rule in rules {
-        let Some(chosen) = choose(rule, disks, &taken, cluster) else {
+        if called(&rule.device) > 1 {
+            planned.push(refuse(None, several(&rule.device)));
+            continue;
+        }
+        let Some(chosen) = choose(rule, rules, disks, &taken, cluster) else {
             planned.push(refuse(None, not_there(rule, disks)));
             continue;
         };
@@ -113,13 +122,16 @@ pub(crate) fn plan(
             continue;
         }
         purposes.extend(single);
-        let step = step(rule, &disks[chosen], erase, cluster);
+        let step = step(rule, &disks[chosen], &erase, cluster);
         planned.push(Planned {
             disk: Some(chosen),
             step,
         });
     }
-    for name in erase {
+    for name in &unsure {
+        planned.push(refuse(None, several(name)));
+    }
+    for name in &erase {
         if !taken.iter().any(|disk| disks[*disk].is_called(name)) {
             let why = format!("{name} is not erased: no entry of the layout is for such a disk");
             planned.push(refuse(None, why));
@@ -128,14 +140,33 @@ pub(crate) fn plan(
     planned
 }
 
-fn choose(rule: &DiskRule, disks: &[Disk], taken: &[usize], cluster: &Cluster) -> Option<usize> {
+fn choose(
+    rule: &DiskRule,
+    rules: &[DiskRule],
+    disks: &[Disk],
+    taken: &[usize],
+    cluster: &Cluster,
+) -> Option<usize> {
     if rule.device != FIRST {
         return disks.iter().position(|disk| disk.is_called(&rule.device));
     }
-    let free = |disk: &usize| !taken.contains(disk) && !disks[*disk].is_removable;
-    // What the kernel calls first may be another one tomorrow: the one that is laid out is it.
-    let ours = (0..disks.len()).find(|disk| free(disk) && disks[*disk].ours(cluster).is_some());
-    ours.or_else(|| (0..disks.len()).find(free))
+    let is_named = |disk: &Disk| rules.iter().any(|rule| disk.is_called(&rule.device));
+    let free = |disk: &usize| {
+        !taken.contains(disk) && !disks[*disk].is_removable && !is_named(&disks[*disk])
+    };
+    let all = 0..disks.len();
+    // What the kernel calls first may be another one tomorrow: the one that is laid out is it, and
+    // of several the one that is laid out so.
+    let is_right = |disk: &usize| {
+        let disk = &disks[*disk];
+        let found = disk.ours(cluster);
+        found.is_some_and(|found| lay_out(&rule.parts, disk.bytes).is_ok_and(|it| it == found))
+    };
+    let right = all.clone().find(|disk| free(disk) && is_right(disk));
+    let is_ours = |disk: &usize| disks[*disk].ours(cluster).is_some();
+    right
+        .or_else(|| all.clone().find(|disk| free(disk) && is_ours(disk)))
+        .or_else(|| all.clone().find(free))
 }
 
 fn not_there(rule: &DiskRule, disks: &[Disk]) -> String {
@@ -215,7 +246,9 @@ impl Disk {
     /// What to call it by, so that it is the same disk tomorrow.
     pub(crate) fn surest_name(&self) -> &str {
         let names = self.identities.iter();
-        let mut plain = names.filter(|name| !name.contains([' ', ':', '\'', '"']));
+        // It is what somebody may paste into a shell.
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let mut plain = names.filter(|name| name.chars().all(is_plain));
         plain.next().unwrap_or(&self.device)
     }
 

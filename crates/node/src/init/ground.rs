@@ -66,7 +66,7 @@ const fn place(
 }
 
 /// What the kernel is set to. A kernel that lacks one of them does without.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 9] = [
     // Else it drops lines of ours when there are many.
     ("kernel/printk_devkmsg", "on"),
     // What is more urgent than information goes to the consoles: warnings, and our lines.
@@ -77,6 +77,11 @@ const SETTINGS: [(&str, &str); 5] = [
     ("kernel/panic", "30"),
     // Warnings with a back-trace are no reason to.
     ("kernel/panic_on_warn", "0"),
+    // In directories that everybody may write to nobody lays traps for others.
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "1"),
 ];
 const DEBUG_LEVELS: (&str, &str) = ("kernel/printk", "8 4 1 8");
 

@@ -52,7 +52,7 @@ pub(super) fn check(kernel: &File, initramfs: &File) -> Result<(), RoomError> {
 }
 
 fn judge(start: u64, kernel: u64, initramfs: u64, meminfo: &str) -> Result<(), RoomError> {
-    let needs = start + initramfs;
+    let needs = start.saturating_add(initramfs);
     if let Some(all) = field(meminfo, "MemTotal:")
         && needs > all / 2
     {
@@ -62,7 +62,7 @@ fn judge(start: u64, kernel: u64, initramfs: u64, meminfo: &str) -> Result<(), R
         });
     }
     // Linux reads both files before it lays them out.
-    let needs = needs + kernel + initramfs;
+    let needs = needs.saturating_add(kernel).saturating_add(initramfs);
     match field(meminfo, "MemAvailable:") {
         Some(free) if needs > free => Err(RoomError::Free {
             needs_mib: needs.div_ceil(MIB),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 use wiglaf_wire::disk::MAX_DISKS;
 
@@ -34,6 +34,8 @@ pub(super) struct Seen {
     pub(super) disk: Disk,
     pub(super) model: String,
     pub(super) sector_bytes: u32,
+    /// The kernel's number of it, which no other disk ever has.
+    pub(super) sequence: Option<u64>,
 }
 
 /// A partition that says by its name whose it is.
@@ -47,9 +49,11 @@ pub(super) struct Named {
 /// Partitions that have names, of disks that stay where they are. This reads no disk.
 pub(super) fn named_partitions() -> Vec<Named> {
     let mut found = Vec::new();
-    for disk in disk_names() {
+    let names = disk_names();
+    let doubles = doubles(&names);
+    for disk in names {
         let dir = Path::new(BLOCKS).join(&disk);
-        if number(&dir.join("removable")) == Some(1) {
+        if number(&dir.join("removable")) == Some(1) || doubles.contains(&disk) {
             continue;
         }
         for part in part_names(&dir, &disk) {
@@ -73,7 +77,66 @@ pub(super) fn named_partitions() -> Vec<Named> {
 /// All disks with what is on them. `ours` are devices that this agent uses.
 pub(super) fn disks(ours: &HashMap<String, String>) -> Vec<Seen> {
     let names = disk_names();
-    names.iter().filter_map(|name| disk(name, ours)).collect()
+    let doubles = doubles(&names);
+    let mut seen: Vec<Seen> = Vec::new();
+    for name in &names {
+        let Some(mut one) = disk(name, ours) else {
+            continue;
+        };
+        if doubles.contains(name) {
+            one.disk.use_ = Use::Others;
+        }
+        seen.push(one);
+    }
+    // What several disks have, such as the serial number of a controller, names none of them.
+    let all: Vec<_> = seen
+        .iter()
+        .flat_map(|one| one.disk.identities.clone())
+        .collect();
+    let is_single = |name: &String| all.iter().filter(|other| *other == name).count() == 1;
+    for one in &mut seen {
+        one.disk.identities.retain(is_single);
+    }
+    seen
+}
+
+/// Disks that the machine reaches by two ways, each of which has a name: to use both would be to
+/// use one of them twice.
+fn doubles(names: &[String]) -> Vec<String> {
+    const WORLD_WIDE: [&str; 4] = ["naa.", "eui.", "uuid.", "nvme."];
+    let name_of = |disk: &String| {
+        let dir = Path::new(BLOCKS).join(disk);
+        let names = ["wwid", "device/wwid"].map(|place| line(&dir.join(place)));
+        names
+            .into_iter()
+            .find(|name| WORLD_WIDE.iter().any(|kind| name.starts_with(kind)))
+    };
+    let named: Vec<_> = names
+        .iter()
+        .filter_map(|disk| Some((disk, name_of(disk)?)))
+        .collect();
+    let is_double = |name: &String| named.iter().filter(|(_, other)| other == name).count() > 1;
+    let doubles = named.iter().filter(|(_, name)| is_double(name));
+    doubles.map(|(disk, _)| (*disk).clone()).collect()
+}
+
+/// Whether an open device is still the disk that was seen, and as large: another one may have come
+/// in its place, and has its name.
+pub(super) fn is_same(file: &File, seen: &Seen) -> bool {
+    let Ok(status) = rustix::fs::fstat(file) else {
+        return false;
+    };
+    if !FileType::from_raw_mode(status.st_mode).is_block_device() {
+        // The kernel numbers disks only.
+        return seen.sequence.is_none();
+    }
+    let (major, minor) = (
+        rustix::fs::major(status.st_rdev),
+        rustix::fs::minor(status.st_rdev),
+    );
+    let dir = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    let bytes = number(&dir.join("size")).map(|sectors| sectors.saturating_mul(SECTOR));
+    bytes == Some(seen.disk.bytes) && number(&dir.join("diskseq")) == seen.sequence
 }
 
 fn disk(name: &str, ours: &HashMap<String, String>) -> Option<Seen> {
@@ -122,6 +185,7 @@ fn disk(name: &str, ours: &HashMap<String, String>) -> Option<Seen> {
         disk,
         model: words(&dir, &["device/vendor", "device/model"]),
         sector_bytes,
+        sequence: number(&dir.join("diskseq")),
     })
 }
 

@@ -19,6 +19,8 @@ use crate::disk::medium::{Obstacle, may_write};
 use crate::init::fetch;
 
 const CHUNK_BYTES: usize = 1 << 20;
+/// What a medium's tables count in.
+const SECTOR_BYTES: u32 = 512;
 /// So much may wait in memory for a slow disk.
 const UNWRITTEN_BYTES: u64 = 8 << 20;
 
@@ -61,6 +63,13 @@ impl Ground {
         let what = [seen.model.as_str(), &size(seen.disk.bytes)];
         let what = what.into_iter().filter(|word| !word.is_empty());
         let what = what.collect::<Vec<_>>().join(", ");
+        if seen.sector_bytes != SECTOR_BYTES {
+            let text = format!(
+                "its sectors are of {} bytes, and media are made for {SECTOR_BYTES}",
+                seen.sector_bytes
+            );
+            return (DiskVerdict::Refused, text);
+        }
         let lost = match may_write(&seen.disk, bytes, medium.overwrite, &self.cluster) {
             Ok(lost) => lost,
             Err(Obstacle::Firm(why)) => return (DiskVerdict::Refused, why),
@@ -261,7 +270,8 @@ mod tests {
         let seen = Seen {
             disk,
             model: String::new(),
-            sector_bytes: 512,
+            sector_bytes: SECTOR_BYTES,
+            sequence: None,
         };
         (seen, path)
     }

@@ -298,9 +298,11 @@ impl Ground {
                 wipe_ends(&file, start, length)?;
             }
             file.sync_all()?;
+            // The table at the beginning is the one that is read.
+            file.write_all_at(&written.head, 0)?;
+            file.sync_all()?;
             let tail = seen.disk.bytes - written.tail.len() as u64;
             file.write_all_at(&written.tail, tail)?;
-            file.write_all_at(&written.head, 0)?;
             file.sync_all()
         };
         put().map_err(|error| format!("it can't be written: {error}"))?;
@@ -383,7 +385,8 @@ impl Ground {
         };
         let read = look::ends(file, bytes).map_err(|error| format!("it can't be read: {error}"))?;
         let (head, tail) = read;
-        let same = Content::identify(&head, &tail, bytes) == seen.disk.content
+        let same = look::is_same(file, seen)
+            && Content::identify(&head, &tail, bytes) == seen.disk.content
             && Table::read(&head, geometry) == seen.disk.table;
         if same {
             Ok(())

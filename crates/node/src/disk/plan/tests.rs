@@ -89,6 +89,42 @@ fn only(rules: &[DiskRule], disks: &[Disk], erase: &[&str]) -> Step {
 }
 
 #[test]
+fn what_several_disks_are_called_names_none_of_them() {
+    let mut disks = vec![empty("/dev/nvme0n1"), empty("/dev/nvme0n2")];
+    for disk in &mut disks {
+        // The controller's.
+        disk.identities = vec!["S4X".into()];
+    }
+    for disk in &mut disks {
+        disk.content = Content::Known("ext4");
+    }
+    let rules = [rule("/dev/nvme0n1"), rule("S4X")];
+    let planned = plan(&rules, &disks, &["S4X".to_owned()], &cluster(1));
+    let is_refused = |line: &Planned| matches!(line.step, Step::Refuse { .. });
+    assert!(planned.iter().all(is_refused), "{planned:?}");
+    let planned = plan(&rules, &disks, &["/dev/nvme0n1".to_owned()], &cluster(1));
+    assert!(matches!(planned[0].step, Step::Divide { .. }));
+    assert!(is_refused(&planned[1]));
+}
+
+#[test]
+fn of_several_disks_of_ours_the_first_is_the_one_that_is_right() {
+    let own = cluster(1);
+    let mut disks = vec![empty("/dev/vda"), empty("/dev/vdb")];
+    let mut rules = [rule(FIRST), rule(FIRST)];
+    rules[0].parts = vec![(Purpose::Swap, Amount::Rest)];
+    rules[1].parts = vec![(Purpose::Scratch, Amount::Rest)];
+    for line in plan(&rules, &disks, &[], &own) {
+        carry_out(&mut disks[line.disk.unwrap()], &line.step, &own);
+    }
+    // The kernel finds them in another order.
+    disks.reverse();
+    for line in plan(&rules, &disks, &[], &own) {
+        assert_eq!(line.step, Step::Nothing);
+    }
+}
+
+#[test]
 fn an_empty_disk_is_divided_once() {
     let mut disks = [empty("/dev/vda")];
     let step = only(&[rule("first")], &disks, &[]);
@@ -289,18 +325,21 @@ proptest! {
         erase in prop::collection::vec(prop_oneof![
             Just("vda".to_owned()), Just("/dev/vdb".to_owned()), Just("serial of /dev/vdc".to_owned())
         ], 0..2),
+        is_shared in any::<bool>(),
     ) {
         let own = cluster(1);
         let mut disks = disks;
         for (disk, name) in disks.iter_mut().zip(["/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd"]) {
             disk.device = name.into();
-            disk.identities = vec![format!("serial of {name}")];
+            let serial = if is_shared { "/dev/vdc" } else { name };
+            disk.identities = vec![format!("serial of {serial}")];
         }
         let planned = plan(&rules, &disks, &erase, &own);
         for line in &planned {
             let Some(index) = line.disk else { continue };
             let disk = &disks[index];
-            let is_named = erase.iter().any(|name| disk.is_called(name));
+            let is_alone = |name: &str| disks.iter().filter(|disk| disk.is_called(name)).count() == 1;
+            let is_named = erase.iter().any(|name| disk.is_called(name) && is_alone(name));
             let is_empty = disk.content == Content::Empty
                 && disk.table == Found::None
                 && disk.parts.is_empty();
@@ -328,7 +367,7 @@ proptest! {
         let again = plan(&rules, &disks, &erase, &own);
         for (first, then) in planned.iter().zip(&again) {
             if matches!(first.step, Step::Divide { .. } | Step::Format { .. }) {
-                // `first` may now be the one that the other entry has laid out.
+                // `first` may now be one that was not there for it the first time.
                 let is_first = rules.iter().any(|rule| rule.device == FIRST);
                 prop_assert!(
                     is_first || (first.disk, &then.step) == (then.disk, &Step::Nothing),
