@@ -127,7 +127,10 @@ impl Server {
         ack.client = own;
         let machine = self.machines.get(asked.mac());
         let name = machine.and_then(|machine| machine.host_name());
-        reply::add_network(&mut ack, &asked.network, &self.head, name);
+        reply::add_network(&mut ack, &asked.network, name);
+        if machine.is_some() {
+            reply::add_resolver(&mut ack, &asked.network, &self.head);
+        }
         self.add_boot(asked, &mut ack, out);
         Server::send(asked, &ack, out);
         if !asked.is_running() {
@@ -213,7 +216,10 @@ impl Server {
         }
         let machine = self.machines.get(asked.mac());
         let name = machine.and_then(|machine| machine.host_name());
-        reply::add_network(&mut answer, &asked.network, &self.head, name);
+        reply::add_network(&mut answer, &asked.network, name);
+        if machine.is_some() {
+            reply::add_resolver(&mut answer, &asked.network, &self.head);
+        }
         if message.is_some() {
             let own = self
                 .machines

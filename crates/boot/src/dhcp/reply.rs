@@ -110,8 +110,8 @@ pub(super) fn answer(network: &Network, asked: &Packet, message: Option<Message>
     reply
 }
 
-/// An address with its network's particulars. Only machines that were adopted have a name.
-pub(super) fn add_network(reply: &mut Packet, network: &Network, head: &Head, name: Option<&[u8]>) {
+/// An address with its network's particulars.
+pub(super) fn add_network(reply: &mut Packet, network: &Network, name: Option<&[u8]>) {
     let options = &mut reply.options;
     options.set(code::SUBNET_MASK, network.mask().octets());
     if let Some(gateway) = network.gateway {
@@ -122,9 +122,14 @@ pub(super) fn add_network(reply: &mut Packet, network: &Network, head: &Head, na
     }
     if let Some(name) = name {
         options.set(code::HOST_NAME, name);
-        if head.resolves {
-            options.set(code::NAME_SERVER, network.address.octets());
-        }
+    }
+}
+
+/// Whom a machine that was adopted can ask for names.
+pub(super) fn add_resolver(reply: &mut Packet, network: &Network, head: &Head) {
+    if head.resolves {
+        let address = network.address.octets();
+        reply.options.set(code::NAME_SERVER, address);
     }
 }
 

@@ -41,7 +41,8 @@ impl Names {
                 .by_address
                 .entry(*address)
                 .or_insert_with(|| name.clone());
-            names.by_name.entry(name).or_default().push(*address);
+            // Another who is called so is not the same.
+            names.by_name.entry(name).or_insert_with(|| vec![*address]);
         }
         names
     }

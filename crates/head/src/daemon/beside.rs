@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::sockopt::socket_peercred;
 use wiglaf_linux::process::{pidfd_open, pidfd_send_signal};
 
@@ -93,15 +94,18 @@ impl Beside {
         let peer = socket_peercred(&socket).map_err(|errno| stuck(&errno.to_string()))?;
         // It is that process as long as it has the other end.
         let pid = peer.pid.as_raw_nonzero().get();
-        let process = pidfd_open(pid).map_err(|errno| stuck(&errno.to_string()))?;
+        let by_hand = format!("end it by hand: fuser -k {}", path.display());
+        let process = pidfd_open(pid).map_err(|_| stuck(&by_hand))?;
         let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if !title.starts_with(format!("wiglaf: {name}").as_bytes()) {
-            return Err(stuck("it is not to be found; end it by hand"));
+            return Err(stuck(&by_hand));
         }
         pidfd_send_signal(&process, SIGKILL).map_err(|errno| stuck(&errno.to_string()))?;
         drop(socket);
         let wait = Timespec::try_from(START_WAIT).ok();
-        match poll(&mut [PollFd::new(&process, PollFlags::IN)], wait.as_ref()) {
+        let ended =
+            retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], wait.as_ref()));
+        match ended {
             Ok(0) => Err(stuck("it was killed")),
             Ok(_) => {
                 // Nobody answers there any more.

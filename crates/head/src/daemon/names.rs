@@ -12,7 +12,7 @@ use wiglaf_wire::boot::ToBoot;
 use wiglaf_wire::id::NodeId;
 use wiglaf_wire::names::{DNS_PORT, NameService, Names, Resolver, is_loopback};
 
-use super::{Daemon, now_ms};
+use super::{Daemon, log, now_ms};
 use crate::node_table::Presence;
 
 const HOSTS: &str = "/etc/hosts";
@@ -35,6 +35,8 @@ pub(super) struct Told {
     resolver: Watched,
     look_at_ms: u64,
     told_at_ms: u64,
+    /// Some node was told what not all were.
+    is_uneven: bool,
 }
 
 /// A file that is read again when it is another.
@@ -55,6 +57,14 @@ impl Watched {
             // What can't be read says nothing.
             let read = File::open(path).map(|file| file.take(most));
             let _ = read.and_then(|mut file| file.read_to_end(&mut self.content));
+            if self.content.len() as u64 == most {
+                // A line that is cut off may say something else.
+                let end = self.content.iter().rposition(|byte| *byte == b'\n');
+                self.content.truncate(end.map_or(0, |at| at + 1));
+                log(&format!(
+                    "{path} is too long: nodes hear its first {most} bytes"
+                ));
+            }
         }
         self.content.clone()
     }
@@ -75,9 +85,10 @@ impl Daemon {
         }
         self.names.look_at_ms = now_ms + LOOK_MS;
         let names = self.collect_names();
-        if names == self.names.names {
+        if names == self.names.names && !self.names.is_uneven {
             return;
         }
+        self.names.is_uneven = false;
         self.names.names = names.clone();
         self.names.told_at_ms = now_ms;
         let message = ToAgent::Names {
@@ -94,6 +105,7 @@ impl Daemon {
     /// it soon.
     pub(super) fn tell_names(&mut self, node: NodeId) {
         let names = (self.config.nodes.names).then(|| Box::new(self.collect_names()));
+        self.names.is_uneven |= names.as_deref().is_some_and(|it| *it != self.names.names);
         self.tell_agent(node, &ToAgent::Names { names });
         let soon_ms = (now_ms() + TOGETHER_MS).max(self.names.told_at_ms + TELL_MS);
         self.names.look_at_ms = self.names.look_at_ms.min(soon_ms);
@@ -103,35 +115,49 @@ impl Daemon {
     pub(super) fn tell_boot_names(&mut self) {
         let service = (self.config.nodes.names).then(|| {
             if self.names.told_at_ms == 0 {
-                self.names.names = self.collect_names();
+                // Not kept: no agent has heard it.
+                Box::new(service(&self.collect_names()))
+            } else {
+                Box::new(service(&self.names.names))
             }
-            Box::new(service(&self.names.names))
         });
         self.tell_boot(&ToBoot::Names(service));
     }
 
     fn collect_names(&mut self) -> Names {
-        let mut nodes: BTreeMap<String, IpAddr> = BTreeMap::new();
+        let head = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
+        let hosts = self.names.hosts.look(HOSTS, MAX_HOSTS_BYTES);
+        let resolver = self.names.resolver.look(RESOLVER, MAX_RESOLVER_BYTES);
+        let (host, domains) = placed(&head, &resolver);
+        // By what resolvers take for the same.
+        let mut nodes: BTreeMap<String, (String, IpAddr)> = BTreeMap::new();
+        let mut machines: Vec<IpAddr> = Vec::new();
         // Machines have theirs whether they are up or not.
         for machine in self.boot.machines.list() {
             if let (Some(name), Some(address)) = (machine.name, machine.address) {
-                nodes.insert(name, IpAddr::V4(address));
+                machines.push(IpAddr::V4(address));
+                nodes.insert(name.to_ascii_lowercase(), (name, IpAddr::V4(address)));
             }
         }
         for node in self.reactor.nodes().iter() {
             if node.presence != Presence::Absent
                 && let Ok(address) = node.machine.address.parse::<IpAddr>()
                 && is_anothers(address)
+                && !machines.contains(&address)
+                && may_be_called(&node.name, &host, &domains)
             {
-                nodes.insert(node.name.clone(), address);
+                let name = node.name.to_ascii_lowercase();
+                nodes.entry(name).or_insert((node.name.clone(), address));
             }
         }
-        let head = rustix::system::uname();
         Names {
-            nodes: nodes.into_iter().collect(),
-            head: head.nodename().to_string_lossy().into_owned(),
-            hosts: self.names.hosts.look(HOSTS, MAX_HOSTS_BYTES),
-            resolver: self.names.resolver.look(RESOLVER, MAX_RESOLVER_BYTES),
+            nodes: nodes.into_values().collect(),
+            head,
+            hosts,
+            resolver,
         }
     }
 }
@@ -141,14 +167,34 @@ fn is_anothers(address: IpAddr) -> bool {
     !is_loopback(&address) && !address.is_unspecified() && !address.is_multicast()
 }
 
-/// What the boot service has to know of that.
-fn service(names: &Names) -> NameService {
-    let resolver = Resolver::parse(&names.resolver);
-    let mut domains = resolver.domains();
-    let (head, domain) = names.head.split_once('.').unwrap_or((&names.head, ""));
+/// Whether others are to find a node by the name that it has chosen itself when it joined: not if
+/// that is another's.
+fn may_be_called(name: &str, head: &str, domains: &[String]) -> bool {
+    let name = name.to_ascii_lowercase();
+    let is_ours = |domain: &String| {
+        let rest = name.strip_suffix(domain.as_str());
+        rest.is_some_and(|rest| rest.ends_with('.'))
+    };
+    !name.starts_with("localhost")
+        && name != head
+        && name.parse::<IpAddr>().is_err()
+        && (!name.contains('.') || domains.iter().any(is_ours))
+}
+
+/// The head's name without its domain, and the domains that are its own.
+fn placed(head: &str, resolver: &[u8]) -> (String, Vec<String>) {
+    let mut domains = Resolver::parse(resolver).domains();
+    let (head, domain) = head.split_once('.').unwrap_or((head, ""));
     if !domain.is_empty() {
         domains.push(domain.to_ascii_lowercase());
     }
+    (head.to_ascii_lowercase(), domains)
+}
+
+/// What the boot service has to know of that.
+fn service(names: &Names) -> NameService {
+    let resolver = Resolver::parse(&names.resolver);
+    let (head, domains) = placed(&names.head, &names.resolver);
     let mut servers = resolver.servers;
     if servers.is_empty() {
         // As resolv.conf(5) has it.
@@ -157,7 +203,7 @@ fn service(names: &Names) -> NameService {
     let servers = servers.into_iter();
     NameService {
         nodes: names.nodes.clone(),
-        head: head.to_owned(),
+        head,
         domains,
         servers: servers
             .map(|address| SocketAddr::new(address, DNS_PORT))
@@ -182,10 +228,29 @@ mod tests {
         let new = directory.path().join("new");
         fs::write(&new, "1.2.3.5 b\n").unwrap();
         fs::rename(&new, path).unwrap();
-        assert_eq!(watched.look(path, 7), b"1.2.3.5");
+        assert_eq!(watched.look(path, 100), b"1.2.3.5 b\n");
+        fs::write(path, "1.2.3.5 b\n1.2.3.6 c\n").unwrap();
+        assert_eq!(watched.look(path, 12), b"1.2.3.5 b\n", "whole lines");
         fs::remove_file(path).unwrap();
         assert!(watched.look(path, 100).is_empty());
         assert!(watched.look("/dev/zero", 100).is_empty(), "only files");
+    }
+
+    #[test]
+    fn a_node_does_not_choose_anothers_name() {
+        let domains = ["lab.example".to_owned()];
+        let may = |name| may_be_called(name, "boss", &domains);
+        assert!(may("n1") && may("n1.Lab.example"));
+        for name in [
+            "localhost",
+            "LocalHost4",
+            "Boss",
+            "deb.debian.org",
+            "10.77.0.1",
+            "xlab.example",
+        ] {
+            assert!(!may(name), "{name}");
+        }
     }
 
     #[test]

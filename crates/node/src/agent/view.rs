@@ -290,7 +290,10 @@ impl Views {
     /// there is one: it should go, as its link does.
     pub(super) fn dismiss(&mut self, task: TaskId) -> Option<DeputyId> {
         let deputy = self.tasks.remove(&task)?;
-        self.views.get_mut(&deputy)?.tasks.remove(&task);
+        let used = self.number();
+        let view = self.views.get_mut(&deputy)?;
+        view.tasks.remove(&task);
+        view.last_used = used;
         let idle = || self.views.iter().filter(|(_, view)| view.tasks.is_empty());
         if idle().count() <= MAX_IDLE_VIEWS {
             return None;

@@ -218,6 +218,9 @@ impl Session {
         file: u64,
         (parent, name): (u64, &[u8]),
     ) {
+        if file >= OWN_FIRST || self.is_own(parent, name) {
+            return self.fail(unique, errno::ROFS);
+        }
         let name = name.to_vec();
         let what = Ask::Link {
             file: FileId(file),

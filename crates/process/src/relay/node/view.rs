@@ -82,9 +82,12 @@ impl NodeRelay {
 
     /// Lets the link to a deputy go that has no tasks here, as if it had been idle for long.
     pub fn let_go(&mut self, poll: &Poll, deputy: DeputyId) {
-        let link = self.links.get(&deputy);
-        if link.is_some_and(|link| link.tasks.is_empty()) {
-            self.link_broken(poll, deputy, String::new());
+        match self.links.get(&deputy) {
+            Some(link) if !link.tasks.is_empty() => {}
+            Some(_) => self.link_broken(poll, deputy, String::new()),
+            // It was given up before.
+            None if !self.unlinked.contains(&deputy) => self.unlinked.push(deputy),
+            None => {}
         }
     }
 
