@@ -146,7 +146,8 @@ fn serve(connection: &mut Connection, site: &mut Site) {
     loop {
         match connection.next_request(START_MS) {
             Ok(Some((asked, body))) => {
-                let _ = site.decide(START_MS, asker, &asked, &body);
+                let mut initramfs_for = |image: &str, card| Some(format!("{image}-{card}"));
+                let _ = site.decide(START_MS, asker, &asked, &body, &mut initramfs_for);
                 connection.answer(START_MS, 0, asked.method, Answer::text(200, "so"));
             }
             Ok(None) if !connection.is_sending() => return,

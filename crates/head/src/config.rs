@@ -195,11 +195,17 @@ pub struct Config {
 pub struct NodesConfig {
     /// Tasks resolve the names of nodes, and others as the head does.
     pub names: bool,
+    /// Nodes keep what they read of the head's files on disks of their own, where they have any
+    /// for it.
+    pub keep: bool,
 }
 
 impl Default for NodesConfig {
     fn default() -> NodesConfig {
-        NodesConfig { names: true }
+        NodesConfig {
+            names: true,
+            keep: true,
+        }
     }
 }
 
@@ -216,7 +222,7 @@ pub struct BootConfig {
 }
 
 /// How machines are switched on and off: programs with their arguments, run by the head.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PowerConfig {
     /// Switches a machine on.
@@ -227,6 +233,20 @@ pub struct PowerConfig {
     pub cycle: Vec<String>,
     /// When `off` says that it has succeeded, the machine is off.
     pub off_is_certain: bool,
+    /// How long a program may take for one machine.
+    pub wait_s: u64,
+}
+
+impl Default for PowerConfig {
+    fn default() -> PowerConfig {
+        PowerConfig {
+            on: Vec::new(),
+            off: Vec::new(),
+            cycle: Vec::new(),
+            off_is_certain: false,
+            wait_s: 60,
+        }
+    }
 }
 
 /// What nodes see of the head's files.
@@ -281,6 +301,14 @@ pub enum ConfigError {
         /// The value.
         lease_ms: u64,
     },
+    /// A program that is given no time, or could take up the head's for ever.
+    #[error("{path}: power.wait_s = {wait_s} is not from 1 to {MAX_POWER_WAIT_S}")]
+    PowerWait {
+        /// Which.
+        path: PathBuf,
+        /// The value.
+        wait_s: u64,
+    },
     /// A hidden path that could not be found again.
     #[error("{path}: view.hidden: {hidden} is not an absolute path without `.` and `..` below /")]
     Hidden {
@@ -291,6 +319,8 @@ pub enum ConfigError {
     },
 }
 
+/// Longest that a program which switches a machine may be given.
+const MAX_POWER_WAIT_S: u64 = 3_600;
 /// Shortest lease: below it a loaded machine is taken for a dead one.
 const MIN_LEASE_MS: u64 = 500;
 
@@ -327,6 +357,10 @@ pub const COMMENTED_CONFIG: &str = "\
 # /etc/resolv.conf of the node's own. Without it they see this machine's files.
 #names = true
 
+# Nodes keep what they read of this machine's files on disks of their own, sealed, where they have
+# any for it (`wiglaf disk`, `wiglaf node agent --keep`).
+#keep = true
+
 # How machines boot that start from the network.
 [boot]
 
@@ -360,6 +394,9 @@ pub const COMMENTED_CONFIG: &str = "\
 # `off` ends with success only when the machine is off, so that its tasks are over at once; else
 # they are when its lease is. What only hands the wish on, as ipmitool does, must not say so.
 #off_is_certain = false
+
+# How long each of them may take for one machine.
+#wait_s = 60
 
 # What nodes use their own disks for: `wiglaf disk plan` tells what that would do, and `wiglaf disk
 # apply` does it. The device is \"first\", a path, or a serial number. Tasks see scratch as /scratch
@@ -403,6 +440,13 @@ impl Config {
             return Err(ConfigError::Lease {
                 path: path.to_owned(),
                 lease_ms,
+            });
+        }
+        let wait_s = config.power.wait_s;
+        if !(1..=MAX_POWER_WAIT_S).contains(&wait_s) {
+            return Err(ConfigError::PowerWait {
+                path: path.to_owned(),
+                wait_s,
             });
         }
         if let Some(hidden) = config.view.hidden.iter().find(|path| !is_plain(path)) {
@@ -457,6 +501,15 @@ mod tests {
             let text = format!("[view]\nhidden = [{hidden:?}]\n");
             let config = Config::parse(Path::new("wiglaf.toml"), &text);
             assert_eq!(config.is_ok(), good, "{hidden}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_switches_has_some_time_and_not_all() {
+        for (wait_s, good) in [(0, false), (1, true), (3_600, true), (3_601, false)] {
+            let text = format!("[power]\nwait_s = {wait_s}\n");
+            let config = Config::parse(Path::new("wiglaf.toml"), &text);
+            assert_eq!(config.is_ok(), good, "{wait_s}");
         }
     }
 

@@ -13,5 +13,5 @@ pub mod watch;
 
 pub use export::{Export, ExportError};
 pub use mount::{Outcome, ViewError, ViewMount, Witness, check_device};
-pub use session::{Bounds, Statistics};
+pub use session::{Bounds, Missing, Statistics};
 pub use wiglaf_fuse::{FILE_SYSTEM_TYPE, unmount};

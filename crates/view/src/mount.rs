@@ -10,9 +10,9 @@ use wiglaf_fuse::{
     Operation, Options, Reply, Request,
 };
 use wiglaf_wire::id::TaskId;
-use wiglaf_wire::view::{Answer, Change, Gift, Question};
+use wiglaf_wire::view::{Answer, Change, Filter, Gift, PieceDigest, Question};
 
-use crate::session::{Bounds, Effect, Session, Statistics};
+use crate::session::{Bounds, Effect, Missing, Session, Statistics};
 
 /// Requests that are taken before others have their turn.
 const REQUESTS_PER_TURN: usize = 64;
@@ -307,8 +307,8 @@ impl ViewMount {
     }
 
     /// The deputy gives.
-    pub fn given(&mut self, now: u64, gifts: Vec<Gift>) {
-        self.session.given(now, gifts);
+    pub fn given(&mut self, now: u64, gifts: Vec<Gift>, missing: Missing) {
+        self.session.given(now, gifts, missing);
         self.carry_out();
     }
 
@@ -327,6 +327,18 @@ impl ViewMount {
     /// See [`Session::drop_unused`].
     pub fn drop_unused(&mut self) {
         self.session.drop_unused();
+        self.carry_out();
+    }
+
+    /// See [`Session::keep`].
+    pub fn keep(&mut self, filter: Filter) {
+        self.session.keep(filter);
+        self.carry_out();
+    }
+
+    /// See [`Session::lose_kept`].
+    pub fn lose_kept(&mut self, pieces: Vec<PieceDigest>) {
+        self.session.lose_kept(pieces);
         self.carry_out();
     }
 

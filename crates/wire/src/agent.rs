@@ -223,6 +223,12 @@ pub enum ToAgent {
         /// All of it.
         names: Option<Box<Names>>,
     },
+    /// The node may keep what it reads of the head's files on a disk of its own, sealed with this
+    /// key. It is the same in every life of the node, and known to nobody else.
+    Keep {
+        /// 256 bits.
+        key: [u8; 32],
+    },
     /// Starts a task. Told again after a lost connection; an agent that knows the task ignores it.
     Launch {
         /// The task.

@@ -278,8 +278,9 @@ pub enum BootRequest {
     },
     /// What machines boot from their next start on.
     UseImage {
-        /// The image's folder.
-        image: String,
+        /// The image's folder; `None`: what is said of others, as nothing is said of these any
+        /// more.
+        image: Option<String>,
         /// For whom.
         whom: Whom,
     },

@@ -21,4 +21,4 @@ pub mod view;
 
 /// Version of every conversation in this crate. Both ends must be equal: nodes fetch the head's
 /// binary rather than speak an older protocol.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

@@ -106,6 +106,8 @@ pub enum Relay {
     Changed(Vec<crate::view::Change>),
     /// Deputy → agent: what the view will probably be asked for.
     Given(Vec<crate::view::Gift>),
+    /// Deputy → agent: one of these, without pieces that the node has kept.
+    Short(crate::view::Short, Vec<crate::view::Cut>),
 }
 
 /// Bytes copied at once rather than one by one, which is what serde does to a vector. The

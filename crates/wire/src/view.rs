@@ -9,11 +9,15 @@
 mod answer;
 mod ask;
 mod gift;
+mod kept;
 mod lock;
 
 pub use answer::{Answer, Attributes, Content, Entry, Reply, Space};
 pub use ask::{Ask, NewFile, Question, SetAttributes, SetTime};
 pub use gift::{Gift, Program, Use};
+pub use kept::{
+    Cut, Filter, MAX_ADDED, MAX_FILTER_BYTES, MAX_LOST, MIN_KEPT_BYTES, PieceDigest, Short, pieces_in,
+};
 pub use lock::{Lock, LockKind, LockStyle};
 
 use serde::{Deserialize, Serialize};
@@ -95,6 +99,8 @@ pub struct ViewState {
     pub changes: u64,
     /// Bytes of files that came from the head.
     pub bytes_read: u64,
+    /// Bytes of files that the head had only to name: the node had kept them on a disk.
+    pub bytes_kept: u64,
     /// Bytes of files that went to the head.
     pub bytes_written: u64,
     /// Files whose attributes are known.

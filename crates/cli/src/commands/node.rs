@@ -96,6 +96,10 @@ enum Action {
         /// both mount, such as NFS; may be given several times
         #[arg(long, value_name = "PATH")]
         pass_through: Vec<PathBuf>,
+        /// Keep what it reads of the head's files in this directory, on a disk of this machine, so
+        /// that it need not be sent again after a restart
+        #[arg(long, value_name = "DIR")]
+        keep: Option<PathBuf>,
         #[command(flatten)]
         view: ViewArgs,
     },
@@ -175,11 +179,13 @@ pub(crate) fn run(args: Args) -> CommandResult {
             token_file,
             name,
             pass_through,
+            keep,
             view,
         } => {
             let pass_through = PassThrough::new(pass_through, view.has_own_tmp())
                 .map_err(|error| CommandError::new(error.to_string()))?;
-            agent(&head, token_file, name, view.options(pass_through))
+            let view = view.options(pass_through);
+            agent(&head, token_file, name, view, keep)
         }
     }
 }
@@ -243,7 +249,17 @@ fn agent(
     token_file: Option<PathBuf>,
     name: Option<String>,
     view: ViewOptions,
+    keep: Option<PathBuf>,
 ) -> CommandResult {
+    let keep = keep.map(|place| {
+        std::fs::canonicalize(&place)
+            .and_then(|place| std::fs::read_dir(&place).map(|_| place))
+            .map_err(|error| {
+                CommandError::new(format!("{}: {error}", place.display()))
+                    .hint("--keep takes a directory that is there")
+            })
+    });
+    let keep = keep.transpose()?;
     let address = resolve(head)?;
     let text = match &token_file {
         Some(path) => std::fs::read_to_string(path).map_err(|error| {
@@ -258,7 +274,7 @@ fn agent(
         }
     };
     let token: JoinToken = text.parse()?;
-    wiglaf_node::agent::run_beside(address, token, name, view)?;
+    wiglaf_node::agent::run_beside(address, token, name, view, keep)?;
     Ok(0)
 }
 

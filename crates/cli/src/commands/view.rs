@@ -5,6 +5,7 @@ use serde::Serialize;
 use wiglaf_wire::client::{NodeCheck, Reply, Request, ViewInfo};
 use wiglaf_wire::view::ViewState;
 
+use super::which::{Which, all_have_answered};
 use crate::CommandResult;
 use crate::error::CommandError;
 use crate::head::Head;
@@ -33,8 +34,8 @@ enum Action {
     ///
     /// One line for each node and user; root sees all users'. FILES are known, so that they are
     /// used without asking. REQUESTS are the node's kernel's; what the agent did not know it ASKED
-    /// the head; HIT% is the rest. READ and WRITTEN went over the network. CHANGES are what the
-    /// head took back because somebody else changed a file.
+    /// the head; HIT% is the rest. READ and WRITTEN went over the network; KEPT was on a disk of the
+    /// node from before. CHANGES are what the head took back because somebody else changed a file.
     Status {
         #[command(flatten)]
         which: Which,
@@ -47,16 +48,6 @@ enum Action {
         #[command(flatten)]
         which: Which,
     },
-}
-
-#[derive(clap::Args)]
-struct Which {
-    /// Only on these nodes, for example n1 or n[1-4]
-    #[arg(short = 'w', long, value_name = "NODES")]
-    nodes: Option<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) fn run(args: Args) -> CommandResult {
@@ -104,17 +95,7 @@ fn exit_code(list: &[NodeCheck]) -> u8 {
     if is_different { EXIT_DIFFERENT } else { 0 }
 }
 
-fn all_have_answered(silent: &[String]) -> CommandResult {
-    match silent {
-        [] => Ok(0),
-        names => Err(
-            CommandError::new(format!("no answer from {}", names.join(", ")))
-                .hint("`wiglaf nodes` shows their states"),
-        ),
-    }
-}
-
-const STATUS_COLUMNS: [Column; 10] = [
+const STATUS_COLUMNS: [Column; 11] = [
     Column("NODE", Align::Left),
     Column("USER", Align::Left),
     Column("TASKS", Align::Right),
@@ -123,6 +104,7 @@ const STATUS_COLUMNS: [Column; 10] = [
     Column("ASKED", Align::Right),
     Column("HIT%", Align::Right),
     Column("READ", Align::Right),
+    Column("KEPT", Align::Right),
     Column("WRITTEN", Align::Right),
     Column("CHANGES", Align::Right),
 ];
@@ -138,6 +120,7 @@ fn status_cells(info: &ViewInfo) -> Vec<String> {
         view.questions.to_string(),
         hit_permille(view).map_or_else(|| "-".to_owned(), tenths),
         output::bytes(view.bytes_read),
+        output::bytes(view.bytes_kept),
         output::bytes(view.bytes_written),
         view.changes.to_string(),
     ]
@@ -167,6 +150,8 @@ struct StatusRow {
     /// Of the requests; none, if there were none.
     hit_rate: Option<f64>,
     bytes_read: u64,
+    /// Of what the head had only to name: the node had kept it.
+    bytes_kept: u64,
     bytes_written: u64,
     changes: u64,
     content_bytes: u64,
@@ -185,6 +170,7 @@ fn status_row(info: &ViewInfo) -> StatusRow {
         asked: view.questions,
         hit_rate: hit_permille(view).map(|permille| f64::from(permille) / 1000.0),
         bytes_read: view.bytes_read,
+        bytes_kept: view.bytes_kept,
         bytes_written: view.bytes_written,
         changes: view.changes,
         content_bytes: view.content_bytes,
@@ -257,6 +243,7 @@ mod tests {
                 questions,
                 changes: 3,
                 bytes_read: 5 << 20,
+                bytes_kept: 0,
                 bytes_written: 1,
                 files: 7,
                 content_bytes: 0,
@@ -269,7 +256,7 @@ mod tests {
     fn a_line_says_what_was_saved() {
         let cells = status_cells(&info(1000, 31));
         let expected = [
-            "n1", "root", "2", "7", "1000", "31", "96.9", "5.0M", "1B", "3",
+            "n1", "root", "2", "7", "1000", "31", "96.9", "5.0M", "0B", "1B", "3",
         ];
         assert_eq!(cells, expected);
     }

@@ -2,6 +2,8 @@
 //! system in it.
 
 mod care;
+mod kept;
+mod starting;
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -19,6 +21,8 @@ use crate::cluster::{text, wait_for, wiglaf};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+const SIGCONT: i32 = 18;
 const PORT: u16 = 7494;
 /// For measurements between machines (RFC 2544): nobody routes it.
 const NETWORK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);

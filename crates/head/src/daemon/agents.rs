@@ -192,6 +192,14 @@ impl Daemon {
                 link.send(&answer)?;
                 Ok(Some(Unproven::Handshake(link)))
             }
+            (FromAgent::Hello { .. }, Some(Role::Node(node))) if !self.is_present(node, &link) => {
+                link.send(&ToAgent::Refused {
+                    reason: "another machine is this node now, or nobody is to be: join anew \
+                             (`wiglaf node token` on the head, or start it from the network)"
+                        .into(),
+                })?;
+                Ok(Some(Unproven::Handshake(link)))
+            }
             (hello @ FromAgent::Hello { .. }, Some(Role::Node(node))) => {
                 self.poll.remove(&*link)?;
                 self.drop_agent(node);
@@ -207,14 +215,30 @@ impl Daemon {
                 self.event(Event::NodeHello { node, hello });
                 // It may have been refused.
                 let known = self.reactor.nodes().get(node);
-                if known.is_some_and(|node| node.presence == Presence::Connected) {
+                if let Some(known) = known.filter(|node| node.presence == Presence::Connected) {
+                    let name = known.name.clone();
                     self.machine_is_up(node);
+                    self.tell_keeping_key(node, &name);
                 }
                 self.tell_names(node);
                 self.agent_frames(node);
                 Ok(None)
             }
             _ => Err(LinkError::Closed),
+        }
+    }
+
+    /// Whether a certificate is the one that the node has now: who was given one before may be
+    /// alive all the same, and must not be taken for whoever came after.
+    fn is_present(&self, node: NodeId, link: &AgentLink) -> bool {
+        let chain = link.peer_certificates().unwrap_or_default();
+        let certificate = chain.first().map_or(&[][..], |first| first);
+        match self.store.is_last_certificate(node, certificate) {
+            Ok(is_last) => is_last,
+            Err(error) => {
+                log(&error.to_string());
+                true
+            }
         }
     }
 
@@ -281,12 +305,16 @@ impl Daemon {
         if let Err(error) = self.store.put_node(&node) {
             return refuse(&error.to_string());
         }
-        match self.authority.certify(Role::Node(node.id), key) {
-            Ok(certificate) => ToAgent::Certificate {
-                certificate: certificate.to_vec(),
-                authority: self.authority.certificate().to_vec(),
-            },
-            Err(error) => refuse(&error.to_string()),
+        let certificate = match self.authority.certify(Role::Node(node.id), key) {
+            Ok(certificate) => certificate.to_vec(),
+            Err(error) => return refuse(&error.to_string()),
+        };
+        if let Err(error) = self.store.put_certificate(node.id, &certificate) {
+            return refuse(&error.to_string());
+        }
+        ToAgent::Certificate {
+            certificate,
+            authority: self.authority.certificate().to_vec(),
         }
     }
 

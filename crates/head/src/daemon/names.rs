@@ -111,6 +111,14 @@ impl Daemon {
         self.names.look_at_ms = self.names.look_at_ms.min(soon_ms);
     }
 
+    /// The same node hears with which key it may keep what it reads.
+    pub(super) fn tell_keeping_key(&mut self, node: NodeId, name: &str) {
+        if self.config.nodes.keep {
+            let key = self.authority.keeping_key(name);
+            self.tell_agent(node, &ToAgent::Keep { key });
+        }
+    }
+
     /// A boot service has got its settings.
     pub(super) fn tell_boot_names(&mut self) {
         let service = (self.config.nodes.names).then(|| {

@@ -6,6 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
+use ring::hkdf::{HKDF_SHA256, Salt};
 use rustls::pki_types::CertificateDer;
 
 use super::{NodeIdentity, Role, TrustError, sha256};
@@ -82,6 +83,19 @@ impl Authority {
     /// SHA-256 of its certificate: what a token pins.
     pub fn fingerprint(&self) -> [u8; 32] {
         sha256(&self.certificate)
+    }
+
+    /// The secret by which a node seals what it keeps of the head's files: always the same for a
+    /// name, and of no use to whoever has another's (HKDF of RFC 5869).
+    pub fn keeping_key(&self, node: &str) -> [u8; 32] {
+        let extracted = Salt::new(HKDF_SHA256, b"wiglaf kept").extract(&self.key_der);
+        let mut key = [0; 32];
+        let info = [node.as_bytes()];
+        let expanded = extracted.expand(&info, HKDF_SHA256);
+        expanded
+            .and_then(|expanded| expanded.fill(&mut key))
+            .unwrap_or_else(|_| unreachable!("32 bytes are one block of SHA-256"));
+        key
     }
 
     /// A certificate with a fresh key, for a process of the head's own machine.

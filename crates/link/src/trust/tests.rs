@@ -104,3 +104,13 @@ fn tokens_that_are_none_are_refused() {
         assert_eq!(text.parse::<JoinToken>(), Err(TokenError));
     }
 }
+
+#[test]
+fn a_keeping_key_is_a_nodes_own() {
+    let ca = Authority::create("c").unwrap();
+    let again = Authority::load(ca.certificate().to_vec(), ca.key().to_vec()).unwrap();
+    assert_eq!(ca.keeping_key("n1"), again.keeping_key("n1"));
+    assert_ne!(ca.keeping_key("n1"), ca.keeping_key("n2"));
+    let other = Authority::create("c").unwrap();
+    assert_ne!(ca.keeping_key("n1"), other.keeping_key("n1"));
+}

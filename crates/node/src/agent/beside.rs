@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -44,8 +45,8 @@ pub enum BesideError {
     Killed(i32),
 }
 
-/// Runs an agent on this machine, with the head's files, until the head or a SIGTERM has it leave. The
-/// caller has one thread. This process stays as the supervisor: it passes signals on, and if it
+/// Runs an agent on this machine, with the head's files, until the head or a SIGTERM has it leave.
+/// `keep` is a directory in which it may keep what it reads of them. The caller has one thread. This process stays as the supervisor: it passes signals on, and if it
 /// is killed the agent and all tasks are, too.
 ///
 /// # Errors
@@ -55,6 +56,7 @@ pub fn run_beside(
     token: JoinToken,
     name: Option<String>,
     view: ViewOptions,
+    keep: Option<PathBuf>,
 ) -> Result<(), BesideError> {
     if !rustix::process::geteuid().is_root() {
         return Err(BesideError::NotRoot);
@@ -62,7 +64,7 @@ pub fn run_beside(
     let handled = SignalSet::of(&[SIGTERM, SIGINT]);
     block_signals(handled);
     let signals = SignalFd::new(handled)?;
-    let life = || be_agent(head, token, name, view);
+    let life = || be_agent(head, token, name, view, keep);
     let (pid, pidfd) = start_apart(life).map_err(BesideError::Namespaces)?;
     watch(pid, &pidfd, &signals)
 }
@@ -113,12 +115,14 @@ fn be_agent(
     token: JoinToken,
     name: Option<String>,
     view: ViewOptions,
+    keep: Option<PathBuf>,
 ) -> Result<i32, Box<dyn std::error::Error>> {
     let config = AgentConfig {
         head,
         trust: Trust::Token(token),
         name,
         files: Files::View(view),
+        keep,
         address: local_address(head)?,
         rootless: false,
         is_virtual: false,

@@ -207,6 +207,7 @@ impl Core {
             ToAgent::Certificate { .. }
             | ToAgent::AwaitApproval { .. }
             | ToAgent::Time { .. }
+            | ToAgent::Keep { .. }
             | ToAgent::Names { .. }
             | ToAgent::Power { .. }
             | ToAgent::Disk { .. } => {}

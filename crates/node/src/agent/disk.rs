@@ -7,6 +7,7 @@
 
 mod look;
 mod medium;
+mod mkfs;
 mod work;
 
 use std::io;
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 use wiglaf_linux::signal::{SignalSet, block_signals};
 use wiglaf_wire::disk::{DiskAnswer, DiskOrder};
 
+use super::kept::SharedStore;
 use crate::disk::Cluster;
 use crate::root::OwnDirectories;
 use work::Ground;
@@ -64,13 +66,15 @@ pub(super) struct Disks {
 
 impl Disks {
     /// Uses what is laid out for this cluster, and shows it in `own`. Says what came of it. `boot`
-    /// is where media come from.
+    /// is where media come from, `store` what is kept on scratch.
     pub(super) fn begin(
         authority: &[u8; 32],
         boot: Option<SocketAddrV4>,
         own: &mut OwnDirectories,
+        store: SharedStore,
     ) -> Result<(Disks, Vec<String>), Errno> {
-        let mut ground = Ground::new(Cluster::new(authority), boot, own.disk_places());
+        let cluster = Cluster::new(authority);
+        let mut ground = Ground::new(cluster, boot, own.disk_places(), store);
         let used = ground.use_ours();
         for name in used.mounted {
             *own = own.with_disk(name);

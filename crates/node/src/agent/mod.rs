@@ -9,6 +9,7 @@ mod beside;
 mod clock;
 pub mod core;
 mod disk;
+mod kept;
 mod leavings;
 mod link;
 mod machine;

@@ -6,6 +6,7 @@ mod disks;
 mod effects;
 mod head;
 mod joining;
+mod keeping;
 mod names;
 mod ready;
 mod tasks;
@@ -37,6 +38,7 @@ use wiglaf_wire::id::Incarnation;
 use super::clock::HeadClock;
 use super::core::{Core, Event};
 use super::disk::Disks;
+use super::kept::SharedStore;
 use super::link::HeadLink;
 use super::machine;
 use super::mains::Mains;
@@ -49,6 +51,7 @@ use super::watchdog::Watchdog;
 use crate::root::{Files, NameFiles, OwnDirectories, TaskRoot};
 
 use joining::{join_as_booted, join_at_last};
+use keeping::{Keeping, Place};
 
 pub(crate) use config::Departure;
 pub use config::{AgentConfig, AgentError, Trust};
@@ -59,6 +62,7 @@ const SPAWNER: Token = Token(2);
 const WATCHDOG: Token = Token(3);
 const EMPTIED: Token = Token(4);
 const DISKS: Token = Token(5);
+const KEPT: Token = Token(6);
 const FIRST_RELAY_TOKEN: u64 = 16;
 
 const SIGINT: i32 = 2;
@@ -150,6 +154,7 @@ struct Agent {
     clock: Option<HeadClock>,
     /// Its disks.
     disks: Option<Disks>,
+    keeping: Keeping,
     /// What becomes of such a machine when the agent has ended.
     power: Option<PowerAction>,
     /// Where the relay makes terminals.
@@ -191,6 +196,9 @@ impl Agent {
         let makers = Makers::default();
         let mut terminals = None;
         let mut disks = None;
+        let store = SharedStore::default();
+        let given = config.keep.map(Place::open).transpose()?;
+        let mut scratch = None;
         let (files, name_files) = match config.files {
             Files::Disk(root) => {
                 let directory = open_terminals(&root).map_err(AgentError::Terminals)?;
@@ -208,7 +216,10 @@ impl Agent {
                     authority, boot, ..
                 } = &config.trust
                 {
-                    disks = disks::begin(authority, *boot, &mut own, &poll, &name)?;
+                    let began = disks::begin(authority, *boot, &mut own, &store, &poll)?;
+                    began.lines.iter().for_each(|line| log(&name, line));
+                    disks = Some(began.disks);
+                    scratch = began.scratch;
                 }
                 let names = NameFiles::of_views(&own).map_err(NodeViewError::from)?;
                 let views = Views::new(own, options.bounds, makers.clone())?;
@@ -222,6 +233,7 @@ impl Agent {
             (false, true) => Kind::Virtual,
             (false, false) => Kind::Beside,
         };
+        let keeping = Keeping::new(store, scratch.as_deref(), given);
         let names = names::NodeNames::new(name_files, config.head.ip(), kind);
         let incarnation = draw_incarnation()?;
         let core = Core::new(incarnation, machine::describe(&config.address), &name);
@@ -251,6 +263,7 @@ impl Agent {
             trouble: None,
             clock: is_booted.then(HeadClock::default),
             disks,
+            keeping,
             power: None,
             _terminals: terminals,
         })

@@ -2,22 +2,29 @@
 //! loop. A task starts when its view knows of every change before its launch (V1), and its end
 //! is told when the head has all that it wrote (V2).
 
+mod inbox;
+
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use wiglaf_keep::KeepError;
 use wiglaf_link::{Interest, Poll, Ready, Token};
 use wiglaf_process::relay::node::NodeRelay;
 use wiglaf_view::{Bounds, Outcome, ViewError, ViewMount};
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::LaunchSpec;
-use wiglaf_wire::view::{Answer, Change, Gift, MAX_EXPECTED_PATHS, ViewCheck, ViewState};
+use wiglaf_wire::view::{Cut, MAX_EXPECTED_PATHS, Short, ViewCheck, ViewState};
 
+use super::kept::{Kept, Said};
 use super::private::Makers;
 use super::spawner::{Order, Root, UtsTag};
 use crate::root::{OwnDirectories, RootError, STAND_INS, private_places};
+
+pub(super) use inbox::Heard;
+use inbox::Inbox;
 
 /// Tokens of views have this bit; below it are a view's number and, in the lowest, which of its
 /// two descriptors.
@@ -96,11 +103,14 @@ pub(super) struct Views {
     served_at: Option<Instant>,
     /// How many requests came soon after the one before, less for vain waiting.
     demand: u32,
+    /// What the node keeps on a disk.
+    kept: Option<Kept>,
 }
 
 #[derive(Debug)]
 struct NodeView {
     mount: ViewMount,
+    inbox: Inbox,
     slot: u64,
     uid: u32,
     tasks: HashSet<TaskId>,
@@ -150,6 +160,7 @@ impl Views {
             look_at: None,
             served_at: None,
             demand: 0,
+            kept: None,
         })
     }
 
@@ -181,8 +192,12 @@ impl Views {
             poll.add(mount.device(), token(slot, false), Interest::Read)?;
             poll.add(mount.bell(), token(slot, true), Interest::Read)?;
             self.by_slot.insert(slot, deputy);
+            if let Some(kept) = &self.kept {
+                kept.ask_for_filter(deputy, uid);
+            }
             let view = NodeView {
                 mount,
+                inbox: Inbox::new(deputy, uid),
                 slot,
                 uid,
                 tasks: HashSet::new(),
@@ -213,6 +228,11 @@ impl Views {
             self.own = Arc::new(own);
             self.has_outdated = true;
         }
+    }
+
+    /// Where disks are mounted.
+    pub(super) fn disk_places(&self) -> PathBuf {
+        self.own.disk_places()
     }
 
     /// Views that lack a disk, and have no tasks: they should go, so that the next task has one
@@ -351,25 +371,57 @@ impl Views {
         self.demand /= 2;
     }
 
-    /// A deputy answers.
-    pub(super) fn answered(&mut self, deputy: DeputyId, answer: Answer) {
+    /// A deputy says something.
+    pub(super) fn heard(&mut self, deputy: DeputyId, heard: Heard) {
         if let Some(view) = self.views.get_mut(&deputy) {
-            view.mount.answer(now_ms(), answer);
+            view.inbox.hear(heard, &mut view.mount, self.kept.as_ref());
         }
     }
 
-    /// A deputy tells changes.
-    pub(super) fn changed(&mut self, deputy: DeputyId, changes: Vec<Change>) {
+    /// A deputy says something without what the node has kept.
+    pub(super) fn heard_short(&mut self, deputy: DeputyId, told: Short, cuts: Vec<Cut>) {
         if let Some(view) = self.views.get_mut(&deputy) {
-            view.mount.changed(now_ms(), changes);
+            let kept = self.kept.as_mut();
+            view.inbox.hear_short(told, cuts, &mut view.mount, kept);
         }
     }
 
-    /// A deputy gives.
-    pub(super) fn given(&mut self, deputy: DeputyId, gifts: Vec<Gift>) {
-        if let Some(view) = self.views.get_mut(&deputy) {
-            view.mount.given(now_ms(), gifts);
+    /// Has pieces of files kept from now on.
+    pub(super) fn keep_with(&mut self, kept: Kept) {
+        self.kept = Some(kept);
+    }
+
+    /// What is kept.
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// The disk has something to say. Returns what becomes of opening the store.
+    pub(super) fn hear_kept(&mut self) -> Option<Result<(), KeepError>> {
+        let kept = self.kept.as_ref()?;
+        let mut opened = None;
+        for said in kept.said() {
+            match said {
+                Said::Opened => {
+                    opened = Some(Ok(()));
+                    for (deputy, view) in &self.views {
+                        kept.ask_for_filter(*deputy, view.uid);
+                    }
+                }
+                Said::Failed(error) => opened = Some(Err(error)),
+                Said::Filter(deputy, filter) => {
+                    if let Some(view) = self.views.get_mut(&deputy) {
+                        view.inbox.keep(&mut view.mount, filter);
+                    }
+                }
+                Said::Taken(deputy, ticket, pieces) => {
+                    if let Some(view) = self.views.get_mut(&deputy) {
+                        view.inbox.taken(ticket, &pieces, &mut view.mount, kept);
+                    }
+                }
+            }
         }
+        opened
     }
 
     /// Starts a check of this user's views, or of all; [`Due::Checked`] follows for each. Returns
@@ -419,7 +471,8 @@ impl Views {
                     requests: counted.requests,
                     questions: counted.questions,
                     changes: counted.changes,
-                    bytes_read: counted.bytes_read,
+                    bytes_read: view.inbox.bytes_read(),
+                    bytes_kept: view.inbox.bytes_kept(),
                     bytes_written: counted.bytes_written,
                     files: counted.files,
                     content_bytes: counted.content_bytes,
@@ -440,8 +493,12 @@ impl Views {
                 self.drop_view(poll, lost);
                 due.push(Due::Gone(lost));
             } else {
+                view.inbox.lose();
                 view.mount.lose();
                 view.mount.resume();
+                if let Some(kept) = &self.kept {
+                    kept.ask_for_filter(lost, view.uid);
+                }
                 // What stands on names of the head's is gone with them; the next task's root has
                 // it again.
                 if view.is_covered || self.own.covered().next().is_some() {
@@ -467,6 +524,7 @@ impl Views {
                     break;
                 }
                 for question in questions {
+                    view.inbox.asked(&question);
                     let (id, has_answer) = (question.id, question.what.has_answer());
                     if relay.prepare_question(deputy, question) {
                         has_asked = true;

@@ -242,6 +242,8 @@ fn live(place: NodePlace, token: JoinToken) {
         trust: Trust::Token(token),
         name: Some(place.name.clone()),
         files: place.files,
+        // The head's own disk has it all.
+        keep: None,
         address: place.address.to_string(),
         rootless: !rustix::process::geteuid().is_root(),
         is_virtual: true,

@@ -162,6 +162,7 @@ impl Head {
                     trust,
                     name: Some("wished".into()),
                     files: files(),
+                    keep: None,
                     address: "127.0.0.1".into(),
                     rootless: false,
                     is_virtual: false,
@@ -182,7 +183,13 @@ impl Head {
             Fork::Parent { pid, pidfd } => self.agents.push((pid, pidfd)),
             Fork::Child => {
                 set_pdeathsig(SIGKILL).unwrap();
-                let result = run_beside(head, token, Some("wished".into()), ViewOptions::default());
+                let result = run_beside(
+                    head,
+                    token,
+                    Some("wished".into()),
+                    ViewOptions::default(),
+                    None,
+                );
                 if let Err(error) = &result {
                     eprintln!("{error}");
                 }

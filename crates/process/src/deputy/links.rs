@@ -7,6 +7,7 @@ use wiglaf_link::{Ready, Role, TlsLink};
 use wiglaf_wire::id::{NodeId, TaskId};
 use wiglaf_wire::stream::{Relay, Stream};
 
+use super::kept::Kept;
 use super::task::Task;
 use super::view::Questions;
 use super::{ATTACH_WAIT, Deputy, Target};
@@ -36,6 +37,7 @@ pub(super) struct Link {
     accepted_at: Instant,
     waiting: Vec<Waiting>,
     pub(super) questions: Questions,
+    pub(super) kept: Kept,
 }
 
 /// A task that the agent asked for and the head has not named yet.
@@ -71,6 +73,7 @@ impl Deputy {
                     accepted_at,
                     waiting: Vec::new(),
                     questions: Questions::default(),
+                    kept: Kept::default(),
                 };
                 self.links.insert(LinkId(token.0), link);
             }

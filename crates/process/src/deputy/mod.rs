@@ -5,6 +5,7 @@
 //! task only if the head said that the task runs there (S3). It outlives the head daemon; when
 //! the keeper dies, its tasks are over, and so is it.
 
+mod kept;
 mod links;
 mod task;
 mod view;

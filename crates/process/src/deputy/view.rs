@@ -11,7 +11,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use wiglaf_wire::id::TaskId;
 use wiglaf_wire::stream::Relay;
-use wiglaf_wire::view::{Answer, Ask, Change, Content, Gift, MAX_CHANGES, Question, Reply};
+use wiglaf_wire::view::{Answer, Ask, Change, Gift, MAX_CHANGES, Question, Short};
 
 use super::Deputy;
 use super::links::{Link, LinkId};
@@ -150,17 +150,7 @@ fn brought(question: &Question) -> usize {
 /// Bytes that go with an answer.
 fn carried(told: &Told) -> usize {
     match told {
-        Told::Answer(Answer {
-            result:
-                Ok(
-                    Reply::Data(Content(bytes))
-                    | Reply::Opened {
-                        content: Some(Content(bytes)),
-                        ..
-                    },
-                ),
-            ..
-        }) => bytes.len(),
+        Told::Answer(answer) => answer.content_bytes(),
         _ => 0,
     }
 }
@@ -221,6 +211,21 @@ impl Deputy {
             };
             touched.insert(id);
             bytes += brought(&question);
+            let question = match question.what {
+                Ask::Keeps(filter) => {
+                    link.kept.learn(filter);
+                    continue;
+                }
+                Ask::Lost(pieces) => {
+                    link.kept.unlearn(pieces);
+                    continue;
+                }
+                what => Question { what, ..question },
+            };
+            let read = match question.what {
+                Ask::Read { offset, length, .. } => Some(((id, question.id), (offset, length))),
+                _ => None,
+            };
             if let Ask::For { task } = question.what
                 && self
                     .tasks
@@ -238,7 +243,7 @@ impl Deputy {
                 out.push((id, Told::Answer(refusal)));
             }
             bytes += out.iter().map(|(_, told)| carried(told)).sum::<usize>();
-            self.deliver(&mut out, touched);
+            self.deliver(&mut out, read, touched);
         }
     }
 
@@ -297,22 +302,36 @@ impl Deputy {
 
     fn tell(&mut self, mut out: Vec<(LinkId, Told)>) {
         let mut touched = BTreeSet::new();
-        self.deliver(&mut out, &mut touched);
+        self.deliver(&mut out, None, &mut touched);
         self.settle_all(&touched);
     }
 
     /// Queues it. A link that is gone needs none of it. Changes are told to links without a task
     /// too: they say nothing of files that such a link has not been told of, and keep right what
-    /// its node has in store for the next task.
-    fn deliver(&mut self, out: &mut Vec<(LinkId, Told)>, touched: &mut BTreeSet<LinkId>) {
+    /// its node has in store for the next task. `read` is the question for a part of a file whose
+    /// answer may be among it, and that part.
+    fn deliver(
+        &mut self,
+        out: &mut Vec<(LinkId, Told)>,
+        read: Option<((LinkId, u64), (u64, u32))>,
+        touched: &mut BTreeSet<LinkId>,
+    ) {
         for (id, told) in out.drain(..) {
             let Some(link) = self.links.get_mut(&id) else {
                 continue;
             };
             touched.insert(id);
             match told {
-                Told::Answer(answer) => link.carrier.say(&Relay::Answer(answer)),
-                Told::Gifts(gifts) => link.carrier.say(&Relay::Given(gifts)),
+                Told::Answer(answer) => {
+                    let read = read.filter(|(question, _)| *question == (id, answer.id));
+                    let read = read.map(|(_, part)| part);
+                    let message = link.kept.message(Short::Answer(answer), read);
+                    link.carrier.say(&message);
+                }
+                Told::Gifts(gifts) => {
+                    let message = link.kept.message(Short::Given(gifts), None);
+                    link.carrier.say(&message);
+                }
                 Told::Changes(changes) if changes.len() <= MAX_CHANGES => {
                     link.carrier.say(&Relay::Changed(changes));
                 }

@@ -21,7 +21,7 @@ use wiglaf_wire::frame::Compression;
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::launch::{StdioKind, WindowSize};
 use wiglaf_wire::stream::{Relay, Stream};
-use wiglaf_wire::view::{Answer, Change, Gift};
+use wiglaf_wire::view::{Answer, Change, Cut, Gift, Short};
 
 use super::buffers::Buffers;
 use dial::{Link, State};
@@ -78,6 +78,8 @@ pub enum RelayEvent {
     Changed(DeputyId, Vec<Change>),
     /// A deputy tells what was not asked for, likewise.
     Given(DeputyId, Vec<Gift>),
+    /// One of these, without pieces that this node has kept.
+    Short(DeputyId, Short, Vec<Cut>),
 }
 
 /// The agent's end of all relays.

@@ -452,6 +452,8 @@ impl Export {
                 self.took(link, weight, settled);
                 return Ok(Outcome::Silence);
             }
+            // Whoever carries the answers has taken them.
+            Ask::Keeps(_) | Ask::Lost(_) => return Ok(Outcome::Silence),
         };
         Ok(Outcome::Reply(reply))
     }

@@ -22,6 +22,15 @@ const MAX_HAD: usize = 1024;
 /// So many bytes of pieces are settled before the deputy hears of it without another occasion.
 const SETTLED_TOGETHER: u64 = 1 << 20;
 
+/// What was named of gifts and is not kept any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// As of [`Gift::weight`].
+    pub weight: u64,
+    /// Bytes of [`Gift::Piece`].
+    pub settled: u64,
+}
+
 /// Pieces of one file that have been given and are not used yet.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
@@ -48,13 +57,15 @@ pub(super) struct Stock {
 }
 
 impl Session {
-    /// The deputy gives.
-    pub fn given(&mut self, now: u64, gifts: Vec<Gift>) {
+    /// The deputy gives. Of what it gave, some may be missing, with this weight and so many bytes of
+    /// pieces.
+    pub fn given(&mut self, now: u64, gifts: Vec<Gift>, missing: Missing) {
         self.now = now;
         if self.lost {
             return;
         }
-        let weight = gifts.iter().map(Gift::weight).sum();
+        let weight = gifts.iter().map(Gift::weight).sum::<u64>() + missing.weight;
+        self.stock.settled += missing.settled;
         let disturbed = self.disturbed();
         for gift in gifts {
             self.statistics.gifts += 1;
@@ -186,7 +197,6 @@ impl Session {
         if let Some(content) = content
             && content.len() as u64 == size
         {
-            self.statistics.bytes_read += size;
             self.keep_content(node, content);
         }
         true
@@ -216,7 +226,13 @@ impl Session {
         }
     }
 
-    fn take_piece(&mut self, node: u64, number: u32, data: Vec<u8>) -> bool {
+    /// Whether the node is changing this file.
+    pub(super) fn is_disturbed(&self, node: u64) -> bool {
+        self.disturbed().contains(&node)
+    }
+
+    /// Keeps a piece until it is used; whether it did.
+    pub(super) fn take_piece(&mut self, node: u64, number: u32, data: Vec<u8>) -> bool {
         let length = data.len() as u64;
         let has_room = self.stock.bytes + length <= MAX_UNSETTLED_BYTES;
         let is_known = self.valid_attributes(node).is_some_and(|told| told.watched);
@@ -242,7 +258,6 @@ impl Session {
         }
         self.stock.files.insert(node);
         self.stock.bytes += length;
-        self.statistics.bytes_read += length;
         true
     }
 

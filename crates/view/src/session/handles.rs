@@ -182,7 +182,6 @@ impl Session {
             && content.0.len() as u64 == size
             && size <= MAX_SMALL_FILE_BYTES
         {
-            self.statistics.bytes_read += size;
             self.keep_content(node, content.0);
         }
         let opened = Opened {

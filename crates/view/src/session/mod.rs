@@ -28,6 +28,7 @@ mod tests;
 mod uses;
 mod xattrs;
 
+pub use given::Missing;
 pub use statistics::Statistics;
 
 use std::collections::{HashMap, HashSet};
@@ -138,6 +139,8 @@ pub struct Session {
     checks: check::Checks,
     uses: Uses,
     stock: given::Stock,
+    /// The node keeps pieces on a disk, so whole ones are asked for.
+    is_keeping: bool,
     statistics: Statistics,
     effects: Vec<Effect>,
     lost: bool,
@@ -195,6 +198,7 @@ impl Session {
             checks: check::Checks::default(),
             uses: Uses::default(),
             stock: given::Stock::default(),
+            is_keeping: false,
             statistics: Statistics::default(),
             effects: Vec::new(),
             lost: false,

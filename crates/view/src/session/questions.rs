@@ -66,8 +66,7 @@ pub(super) enum Waiting {
     Read {
         unique: u64,
         wanted: reading::Range,
-        /// Where what was asked for begins: what is before it has been given.
-        from: u64,
+        asked: reading::Asked,
     },
     Written {
         unique: u64,
@@ -206,8 +205,8 @@ impl Session {
             Waiting::Read {
                 unique,
                 wanted,
-                from,
-            } => self.told_data(unique, wanted, from, result),
+                asked,
+            } => self.told_data(unique, wanted, asked, result),
             Waiting::Written {
                 unique,
                 handle,

@@ -13,8 +13,6 @@ pub struct Statistics {
     pub gifts: u64,
     /// Changes that the head told.
     pub changes: u64,
-    /// Bytes of files that came from the head.
-    pub bytes_read: u64,
     /// Bytes of files that went to the head.
     pub bytes_written: u64,
     /// Files whose attributes are known now.

@@ -78,9 +78,12 @@ impl World {
             at: at.to_owned(),
             export: Export::new(Vec::new(), Some(watch)).expect("an export"),
             nodes: (0..NODES)
-                .map(|_| {
+                .map(|number| {
                     let mut kernel = Kernel::new();
                     kernel.check_root();
+                    if number > 0 {
+                        kernel.keep();
+                    }
                     kernel
                 })
                 .collect(),

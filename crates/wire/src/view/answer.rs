@@ -13,6 +13,22 @@ pub struct Answer {
     pub result: Result<Reply, i32>,
 }
 
+impl Answer {
+    /// Bytes of files that come with it.
+    pub fn content_bytes(&self) -> usize {
+        match &self.result {
+            Ok(
+                Reply::Data(Content(bytes))
+                | Reply::Opened {
+                    content: Some(Content(bytes)),
+                    ..
+                },
+            ) => bytes.len(),
+            _ => 0,
+        }
+    }
+}
+
 /// What a node is told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {

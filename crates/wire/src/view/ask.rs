@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FileId, HandleId, Lock, LockStyle, Program, Use};
+use super::{FileId, Filter, HandleId, Lock, LockStyle, PieceDigest, Program, Use};
 use crate::id::TaskId;
 
 /// A question of the view.
@@ -328,6 +328,11 @@ pub enum Ask {
         /// Bytes of given pieces that are used or thrown away by now.
         settled: u64,
     },
+    /// The node has kept pieces on a disk, about these: the deputy may name them in place of
+    /// sending them ([`Short`](super::Short)). No answer.
+    Keeps(Filter),
+    /// It does not have these any more, at most [`MAX_LOST`](super::MAX_LOST). No answer.
+    Lost(Vec<PieceDigest>),
 }
 
 impl Ask {
@@ -343,6 +348,8 @@ impl Ask {
                 | Ask::Expect(_)
                 | Ask::Used { .. }
                 | Ask::Took { .. }
+                | Ask::Keeps(_)
+                | Ask::Lost(_)
         )
     }
 }

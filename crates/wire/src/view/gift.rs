@@ -88,6 +88,21 @@ pub enum Gift {
 }
 
 impl Gift {
+    /// Bytes of files that come with it.
+    pub fn content_bytes(&self) -> usize {
+        match self {
+            Gift::Opened {
+                content: Some(Content(bytes)),
+                ..
+            }
+            | Gift::Piece {
+                data: Content(bytes),
+                ..
+            } => bytes.len(),
+            _ => 0,
+        }
+    }
+
     /// About how many bytes it has in a message. Both ends count by this.
     pub fn weight(&self) -> u64 {
         const ATTRIBUTES: usize = 128;

@@ -1,7 +1,7 @@
 //! A node's own disks.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +18,7 @@ use crate::vm::stage::Stage;
 use crate::vm::wire::PORT;
 
 const DISK_BYTES: u64 = 1 << 30;
+const LARGE_BYTES: u64 = 8 << 20;
 /// Making a file system takes memory.
 const MEMORY_MIB: u32 = 192;
 /// Modules of file systems are large, and mkfs emulated is slow.
@@ -57,8 +58,11 @@ pub(super) fn disk(stage: &Stage<'_>) -> Result<()> {
     stage.say("the disk with a file system on it has not changed by a byte");
     check_used(&head)?;
     head.on_node("n1", &["sh", "-c", "echo was here >/scratch/kept"])?;
+    let (file, sum) = large_file(stage)?;
+    ensure!(head.on_node("n1", &["sha256sum", &file])?.starts_with(&sum));
 
     restart(&head, &guest)?;
+    check_kept(&head, &file, &sum)?;
     check_used(&head)?;
     ensure!(head.on_node("n1", &["cat", "/scratch/kept"])? == "was here");
     let lines = steps(&head, &["disk", "apply"], Some(1))?;
@@ -95,6 +99,34 @@ pub(super) fn disk(stage: &Stage<'_>) -> Result<()> {
     ensure!(fs::read(&empty)? == damaged, "a damaged disk was changed");
     stage.say("a damaged file system is said to be one, and left alone");
     check_anew(&head)
+}
+
+/// A file of the head's that nothing compresses, and its SHA-256.
+fn large_file(stage: &Stage<'_>) -> Result<(String, String)> {
+    let file = stage.dir.join("large");
+    let mut random = File::open("/dev/urandom")?.take(LARGE_BYTES);
+    std::io::copy(&mut random, &mut File::create(&file)?)?;
+    let sums = run::output(Command::new("sha256sum").arg(&file))?;
+    let sum = sums.split(' ').next().context("a sum")?;
+    Ok((file.display().to_string(), sum.to_owned()))
+}
+
+/// What the node had read is on its disk: it comes from there.
+fn check_kept(head: &Head<'_>, file: &str, sum: &str) -> Result<()> {
+    ensure!(head.on_node("n1", &["sha256sum", file])?.starts_with(sum));
+    let views = head.admin(&["view", "status", "--json"])?;
+    let views: Vec<Value> = serde_json::from_str(&views)?;
+    let count = |name: &str| -> u64 {
+        let counts = views.iter().filter_map(|view| view[name].as_u64());
+        counts.sum()
+    };
+    let (read, kept) = (count("bytes_read"), count("bytes_kept"));
+    ensure!(kept > LARGE_BYTES / 10 * 9, "{kept} bytes were kept");
+    ensure!(read < LARGE_BYTES / 2, "{read} bytes were sent again");
+    head.stage.say(&format!(
+        "of the head's files it had kept {kept} bytes over its new start; {read} were sent"
+    ));
+    Ok(())
 }
 
 fn node<'w>(stage: &Stage<'_>, head: &'w Head<'_>, empty: &Path, full: &Path) -> Result<Guest<'w>> {

@@ -38,6 +38,7 @@ fn view(uid: u32) -> ViewState {
         questions: 0,
         changes: 0,
         bytes_read: 0,
+        bytes_kept: 0,
         bytes_written: 0,
         files: 0,
         content_bytes: 0,

@@ -223,6 +223,7 @@ mod tests {
     use std::path::PathBuf;
     use std::thread;
 
+    use super::super::super::kept::SharedStore;
     use super::*;
     use crate::disk::Cluster;
     use crate::disk::content::Content;
@@ -290,7 +291,12 @@ mod tests {
     }
 
     fn ground() -> Ground {
-        Ground::new(Cluster::new(&[7; 32]), None, PathBuf::from("/nowhere"))
+        Ground::new(
+            Cluster::new(&[7; 32]),
+            None,
+            PathBuf::from("/nowhere"),
+            SharedStore::default(),
+        )
     }
 
     #[test]

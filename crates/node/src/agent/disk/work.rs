@@ -3,12 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddrV4;
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -19,25 +17,22 @@ use wiglaf_wire::disk::{
     DiskAnswer, DiskInfo, DiskOrder, DiskPart, DiskRule, DiskStep, DiskVerdict, Purpose,
 };
 
+use super::super::kept::{self, SharedStore};
 use super::look::{self, Seen};
+use super::mkfs;
 use crate::disk::content::{Content, EXT4};
 use crate::disk::layout::{Extent, size};
 use crate::disk::plan::{Disk, Planned, Step, list, plan};
 use crate::disk::table::{Geometry, Guid, Table, owner};
 use crate::disk::{Cluster, MIB, swap};
 
-/// What makes file systems, in images that are built for disks.
-const MKFS: [&str; 2] = ["/sbin/mkfs.ext4", "/usr/sbin/mkfs.ext4"];
 /// Everybody may make files, and nobody removes others'.
 const STICKY: u32 = 0o1777;
+const PRIVATE: u32 = 0o700;
 const LOST: &str = "lost+found";
 /// Until the kernel shows new partitions, and lets go of old ones.
 pub(super) const SETTLE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
-/// What a program has to say at its end, at most.
-const MAX_WORDS: u64 = 4096;
-const NO_MKFS: &str = "its image has no mkfs.ext4: build one by `wiglaf image build --disk`, and \
-                       start the node anew";
 
 /// What came of using what is there.
 #[derive(Debug, Default)]
@@ -60,19 +55,27 @@ pub(super) struct Ground {
     tried: HashSet<String>,
     /// Those that can't be used, and why.
     troubles: HashMap<String, String>,
+    /// What is kept on scratch.
+    store: SharedStore,
 }
 
 /// A step that went wrong, as a sentence that follows the disk's name.
 pub(super) type Failed = String;
 
 impl Ground {
-    pub(super) fn new(cluster: Cluster, boot: Option<SocketAddrV4>, places: PathBuf) -> Ground {
+    pub(super) fn new(
+        cluster: Cluster,
+        boot: Option<SocketAddrV4>,
+        places: PathBuf,
+        store: SharedStore,
+    ) -> Ground {
         Ground {
             cluster,
             boot,
             places,
             tried: HashSet::new(),
             troubles: HashMap::new(),
+            store,
         }
     }
 
@@ -137,6 +140,13 @@ impl Ground {
                 .to_owned(),
             errno => format!("{errno} (its file system is damaged, or there is none)"),
         })?;
+        if purpose == Purpose::Scratch {
+            // Before anybody else can make it. It may be there.
+            let private = fs::DirBuilder::new()
+                .mode(PRIVATE)
+                .create(place.join(kept::DIRECTORY));
+            private.ok();
+        }
         // Files of data may have been given to somebody.
         if purpose == Purpose::Scratch || is_new(&place) {
             let mode = fs::Permissions::from_mode(STICKY);
@@ -213,11 +223,11 @@ impl Ground {
     fn plan(&self, rules: &[DiskRule], seen: &[Seen], erase: &[String]) -> Vec<Planned> {
         let disks: Vec<Disk> = seen.iter().map(|seen| seen.disk.clone()).collect();
         let mut planned = plan(rules, &disks, erase, &self.cluster);
-        if mkfs().is_none() {
+        if mkfs::program().is_none() {
             for line in &mut planned {
                 if makes_files(&line.step) {
                     line.step = Step::Refuse {
-                        why: NO_MKFS.to_owned(),
+                        why: mkfs::NONE.to_owned(),
                         is_about_data: false,
                     };
                 }
@@ -227,6 +237,7 @@ impl Ground {
     }
 
     fn apply(&mut self, rules: &[DiskRule], erase: &[String]) -> (DiskAnswer, Used) {
+        let until = Instant::now() + mkfs::WAIT;
         let seen = look::disks(&self.in_use());
         let planned = self.plan(rules, &seen, erase);
         let mut steps = Vec::new();
@@ -234,8 +245,8 @@ impl Ground {
             let mut step = planned_step(line, &seen);
             if let Some(seen) = line.disk.and_then(|disk| seen.get(disk)) {
                 let done = match &line.step {
-                    Step::Divide { extents, .. } => Some(self.divide(seen, extents)),
-                    Step::Format { purposes } => Some(self.format(&seen.disk, purposes)),
+                    Step::Divide { extents, .. } => Some(self.divide(seen, extents, until)),
+                    Step::Format { purposes } => Some(self.format(&seen.disk, purposes, until)),
                     Step::Nothing | Step::Refuse { .. } => None,
                 };
                 match done {
@@ -268,7 +279,7 @@ impl Ground {
 
     /// Divides a disk anew. Cut off at any point, what was done so far is either an empty disk or
     /// one that is divided rightly and has empty parts: the next time goes on from there.
-    fn divide(&mut self, seen: &Seen, extents: &[Extent]) -> Result<(), Failed> {
+    fn divide(&mut self, seen: &Seen, extents: &[Extent], until: Instant) -> Result<(), Failed> {
         self.release(&seen.disk)?;
         let path = Path::new(&seen.disk.device);
         let file = exclusive(path)?;
@@ -311,7 +322,7 @@ impl Ground {
         drop(file);
         let divided = self.find_divided(path, extents)?;
         let purposes: Vec<_> = extents.iter().map(|extent| extent.purpose).collect();
-        self.format(&divided, &purposes)
+        self.format(&divided, &purposes, until)
     }
 
     /// The disk as the kernel has it when it has read the new table.
@@ -327,7 +338,7 @@ impl Ground {
     }
 
     /// Writes what empty parts need before they can be used.
-    fn format(&mut self, disk: &Disk, purposes: &[Purpose]) -> Result<(), Failed> {
+    fn format(&mut self, disk: &Disk, purposes: &[Purpose], until: Instant) -> Result<(), Failed> {
         let extents = disk.ours(&self.cluster).unwrap_or_default();
         for (extent, part) in extents.iter().zip(&disk.parts) {
             if !purposes.contains(&extent.purpose) {
@@ -346,7 +357,7 @@ impl Ground {
                 Purpose::Scratch | Purpose::Data => {
                     // The program wants to have it for itself.
                     drop(file);
-                    make_files(path, part.length, &label)
+                    mkfs::make(path, part.length, &label, until)
                 }
             }
             .map_err(|why| format!("{}: {why}", part.device))?;
@@ -364,7 +375,11 @@ impl Ground {
                 continue;
             };
             let released = match use_.strip_prefix("at /") {
-                Some(name) => unmount(self.places.join(name), UnmountFlags::empty()),
+                Some(name) => {
+                    // Only what tasks have there keeps it.
+                    self.store.close();
+                    unmount(self.places.join(name), UnmountFlags::empty())
+                }
                 None => CString::new(part.device.as_str())
                     .map_err(|_| Errno::INVAL)
                     .and_then(|path| swap_off(&path)),
@@ -485,47 +500,6 @@ fn make_swap(file: &File, bytes: u64, label: &str) -> Result<(), Failed> {
     file.write_all_at(&header, 0)
         .and_then(|()| file.sync_all())
         .map_err(|error| format!("can't write to it: {error}"))
-}
-
-fn mkfs() -> Option<&'static str> {
-    MKFS.into_iter().find(|path| Path::new(path).exists())
-}
-
-fn make_files(device: &Path, bytes: u64, label: &str) -> Result<(), Failed> {
-    let program = mkfs().ok_or(NO_MKFS)?;
-    let mut child = Command::new(program)
-        // Zeros that nobody reads would take longer than all the rest, as would discarding.
-        .args([
-            "-q",
-            "-F",
-            "-m",
-            "0",
-            "-E",
-            "nodiscard,lazy_itable_init=1",
-            "-L",
-            label,
-        ])
-        .arg(device)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("{program} can't be started: {error}"))?;
-    let mut words = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        // Its end closes it.
-        let _ = stderr.take(MAX_WORDS).read_to_string(&mut words);
-    }
-    // The agent's loop reaps all children, perhaps sooner: what is there afterwards tells.
-    let is_refused = child.wait().is_ok_and(|status| !status.success());
-    let made = look::ends_of(device, bytes)
-        .map(|(head, tail)| Content::identify(&head, &tail, bytes) == Content::Known(EXT4));
-    if !is_refused && made.unwrap_or(false) {
-        return Ok(());
-    }
-    let words = words.lines().last().unwrap_or("it does not say why");
-    Err(format!("{program} has failed: {words}"))
 }
 
 fn swap_on_at(path: &Path) -> Result<(), Failed> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use wiglaf_link::{JoinToken, NodeIdentity, TrustError};
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     pub name: Option<String>,
     /// What its tasks see.
     pub files: Files,
+    /// Where it may keep what it reads of the head's files, on a disk: an existing directory.
+    pub keep: Option<PathBuf>,
     /// Its address on the cluster's network, as text.
     pub address: String,
     /// Whether it lacks root's rights, so that supplementary groups can't be set.
@@ -86,6 +89,14 @@ pub enum AgentError {
     /// There is no process for it.
     #[error("can't start the agent's watchdog: {0}")]
     Watchdog(#[source] Errno),
+    /// There is no place to keep what it reads.
+    #[error("can't keep anything in {}: {errno}", .name.display())]
+    Keep {
+        /// What was given for it.
+        name: PathBuf,
+        /// Why not.
+        errno: Errno,
+    },
     /// The loop itself.
     #[error("the agent's event loop: {0}")]
     Loop(#[from] Errno),

@@ -1,6 +1,7 @@
 //! The node's disks in the agent's loop.
 
 use std::net::SocketAddrV4;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use wiglaf_link::{Interest, Poll};
@@ -10,7 +11,8 @@ use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::launch::LaunchSpec;
 
 use super::super::disk::{Disks, Said};
-use super::{Agent, DISKS, Shown, log};
+use super::super::kept::SharedStore;
+use super::{Agent, AgentError, DISKS, Shown, log};
 use crate::root::OwnDirectories;
 
 /// Where tasks see files that are on the node for a while.
@@ -21,18 +23,30 @@ const SCRATCH_VARIABLE: &[u8] = b"WIGLAF_SCRATCH=";
 /// Nodes beside another system, or with one of their own.
 const NOT_OURS: &str = "the disks of this machine are its own system's";
 
+/// What the agent begins with.
+pub(super) struct Began {
+    pub(super) disks: Disks,
+    /// For the node's log.
+    pub(super) lines: Vec<String>,
+    /// Where scratch is, if there is one.
+    pub(super) scratch: Option<PathBuf>,
+}
+
 /// Uses what is laid out for this cluster.
 pub(super) fn begin(
     authority: &[u8; 32],
     boot: Option<SocketAddrV4>,
     own: &mut OwnDirectories,
+    store: &SharedStore,
     poll: &Poll,
-    name: &str,
-) -> Result<Option<Disks>, Errno> {
-    let (disks, lines) = Disks::begin(authority, boot, own)?;
+) -> Result<Began, Errno> {
+    let (disks, lines) = Disks::begin(authority, boot, own, store.clone())?;
     poll.add(disks.bell(), DISKS, Interest::Read)?;
-    lines.iter().for_each(|line| log(name, line));
-    Ok(Some(disks))
+    Ok(Began {
+        disks,
+        lines,
+        scratch: own.has(SCRATCH).then(|| own.disk_places().join(SCRATCH)),
+    })
 }
 
 impl Agent {
@@ -59,7 +73,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn hear_disks(&mut self) {
+    pub(super) fn hear_disks(&mut self) -> Result<(), AgentError> {
         for said in self.disks.as_ref().map(Disks::said).unwrap_or_default() {
             match said {
                 Said::Answer(asked, answer) => {
@@ -69,16 +83,23 @@ impl Agent {
                         self.send(&FromAgent::Disk { request, answer });
                     }
                 }
-                Said::Mounted(names) => self.show_disks(&names),
+                Said::Mounted(names) => self.show_disks(&names)?,
                 Said::Line(line) => log(&self.name, &line),
             }
         }
+        Ok(())
     }
 
-    fn show_disks(&mut self, names: &[&'static str]) {
-        if let Shown::Views(views) = &mut self.files {
-            views.show_disks(names);
+    fn show_disks(&mut self, names: &[&'static str]) -> Result<(), AgentError> {
+        let Shown::Views(views) = &mut self.files else {
+            return Ok(());
+        };
+        views.show_disks(names);
+        if !names.contains(&SCRATCH) {
+            return Ok(());
         }
+        let place = views.disk_places().join(SCRATCH);
+        self.keep_on(&place)
     }
 
     /// Tells a task where scratch is, if it sees one.

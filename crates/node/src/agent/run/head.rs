@@ -49,9 +49,11 @@ impl Agent {
         }
     }
 
-    pub(super) fn hear_head(&mut self, ready: Ready) {
+    pub(super) fn hear_head(&mut self, ready: Ready) -> Result<(), AgentError> {
         for _ in 0..READS_PER_TURN {
-            let Some(link) = &mut self.link else { return };
+            let Some(link) = &mut self.link else {
+                return Ok(());
+            };
             let received = if ready.readable {
                 link.receive()
             } else {
@@ -59,31 +61,42 @@ impl Agent {
             };
             let mut heard = false;
             loop {
-                let Some(link) = &mut self.link else { return };
+                let Some(link) = &mut self.link else {
+                    return Ok(());
+                };
                 match link.next_message() {
                     Ok(Some(message)) => {
                         heard = true;
-                        self.hear(message);
+                        self.hear(message)?;
                     }
                     Ok(None) => break,
-                    Err(error) => return self.lost(&error),
+                    Err(error) => {
+                        self.lost(&error);
+                        return Ok(());
+                    }
                 }
             }
             if let Err(error) = received {
-                return self.lost(&error);
+                self.lost(&error);
+                return Ok(());
             }
             // What is more than one read, the set tells again.
             let may_have_more = self.link.as_ref().is_some_and(HeadLink::may_have_more);
             if !heard || !may_have_more {
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     }
 
     /// What concerns the machine is not the core's.
-    fn hear(&mut self, message: ToAgent) {
+    fn hear(&mut self, message: ToAgent) -> Result<(), AgentError> {
         match (&message, &mut self.clock) {
-            (ToAgent::Names { names }, _) => return self.hear_names(names.clone()),
+            (ToAgent::Names { names }, _) => {
+                self.hear_names(names.clone());
+                return Ok(());
+            }
+            (ToAgent::Keep { key }, _) => return self.hear_key(*key),
             (ToAgent::Renewed { .. }, None) => self.look_at_own_resolver(),
             (ToAgent::Renewed { sequence }, Some(clock)) => {
                 clock.answered(*sequence, Instant::now());
@@ -92,15 +105,16 @@ impl Agent {
                 if let Err(errno) = clock.heard(*unix_ns) {
                     log(&self.name, &format_args!("can't set the clock: {errno}"));
                 }
-                return;
+                return Ok(());
             }
             (ToAgent::Power { action }, Some(_)) => {
                 self.power = Some(*action);
                 self.events.push(Event::LeaveAsked);
-                return;
+                return Ok(());
             }
             (ToAgent::Disk { request, order }, _) => {
-                return self.order_disks(*request, (**order).clone());
+                self.order_disks(*request, (**order).clone());
+                return Ok(());
             }
             (ToAgent::Power { .. }, None) => {
                 log(
@@ -108,11 +122,12 @@ impl Agent {
                     &"the head wants this machine to start anew or to end, but it has a system of \
                       its own: that has to do it",
                 );
-                return;
+                return Ok(());
             }
             _ => {}
         }
         self.events.push(Event::Message(message));
+        Ok(())
     }
 
     pub(super) fn lost(&mut self, error: &LinkError) {
@@ -168,6 +183,7 @@ impl Agent {
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
             self.start_disks();
+            self.keep()?;
         }
         Ok(())
     }

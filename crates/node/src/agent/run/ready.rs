@@ -4,12 +4,15 @@
 use wiglaf_link::{Interest, Ready, Token};
 use wiglaf_linux::session::Leader;
 use wiglaf_process::relay::node::RelayEvent;
-use wiglaf_wire::id::TaskId;
+use wiglaf_view::Missing;
+use wiglaf_wire::id::{DeputyId, TaskId};
 
 use super::super::core::Event;
 use super::super::spawner::Spawner;
-use super::super::view::Views;
-use super::{Agent, AgentError, DISKS, EMPTIED, LINK, SIGCHLD, SIGNALS, SPAWNER, Shown, WATCHDOG};
+use super::super::view::{Heard, Views};
+use super::{
+    Agent, AgentError, DISKS, EMPTIED, KEPT, LINK, SIGCHLD, SIGNALS, SPAWNER, Shown, WATCHDOG,
+};
 
 /// With a PID in the lower bits: this session's leader reports, or has ended. The relay does not
 /// count so far.
@@ -19,7 +22,7 @@ const LEADER_ENDS: u64 = 1 << 63;
 impl Agent {
     pub(super) fn take(&mut self, ready: Ready) -> Result<(), AgentError> {
         match ready.token {
-            LINK => self.hear_head(ready),
+            LINK => self.hear_head(ready)?,
             SIGNALS => self.hear_signals()?,
             SPAWNER => {
                 let answers = self
@@ -52,7 +55,8 @@ impl Agent {
                     self.mains.watchdog = None;
                 }
             }
-            DISKS => self.hear_disks(),
+            DISKS => self.hear_disks()?,
+            KEPT => self.hear_kept(),
             token if Views::owns(token) => {
                 if let Shown::Views(views) = &mut self.files {
                     views.ready(ready);
@@ -108,21 +112,26 @@ impl Agent {
                     self.events.push(Event::RelayLost { task, reason });
                 }
                 RelayEvent::Answered(deputy, answer) => {
-                    if let Shown::Views(views) = &mut self.files {
-                        views.answered(deputy, answer);
-                    }
+                    self.hear_deputy(deputy, Heard::Answer(answer));
                 }
                 RelayEvent::Changed(deputy, changes) => {
-                    if let Shown::Views(views) = &mut self.files {
-                        views.changed(deputy, changes);
-                    }
+                    self.hear_deputy(deputy, Heard::Changes(changes));
                 }
                 RelayEvent::Given(deputy, gifts) => {
+                    self.hear_deputy(deputy, Heard::Gifts(gifts, Missing::default()));
+                }
+                RelayEvent::Short(deputy, told, cuts) => {
                     if let Shown::Views(views) = &mut self.files {
-                        views.given(deputy, gifts);
+                        views.heard_short(deputy, told, cuts);
                     }
                 }
             }
+        }
+    }
+
+    fn hear_deputy(&mut self, deputy: DeputyId, heard: Heard) {
+        if let Shown::Views(views) = &mut self.files {
+            views.heard(deputy, heard);
         }
     }
 }

@@ -3,6 +3,7 @@
 use wiglaf_link::{Poll, Ready};
 use wiglaf_wire::id::{DeputyId, TaskId};
 use wiglaf_wire::stream::{Relay, Stream};
+use wiglaf_wire::view::Short;
 
 use super::dial::{Link, State};
 use super::{NodeRelay, RelayEvent, stdio};
@@ -73,6 +74,13 @@ impl NodeRelay {
                 }
                 Relay::Given(gifts) => {
                     events.push(RelayEvent::Given(deputy, gifts));
+                    continue;
+                }
+                Relay::Short(told, cuts) => {
+                    if let Short::Answer(answer) = &told {
+                        link.questions.answered(answer.id);
+                    }
+                    events.push(RelayEvent::Short(deputy, told, cuts));
                     continue;
                 }
                 message => message,
@@ -168,6 +176,10 @@ fn task_of(message: &Relay) -> Option<TaskId> {
         | Relay::Passed { task, .. }
         | Relay::Broken { task, .. }
         | Relay::Resize { task, .. } => Some(*task),
-        Relay::Ask(_) | Relay::Answer(_) | Relay::Changed(_) | Relay::Given(_) => None,
+        Relay::Ask(_)
+        | Relay::Answer(_)
+        | Relay::Changed(_)
+        | Relay::Given(_)
+        | Relay::Short(..) => None,
     }
 }

@@ -5,8 +5,8 @@ mod programs;
 use std::collections::HashMap;
 
 use wiglaf_fuse::{Attributes, Entry, Notification, Operation, Reply, Request, Valid};
-use wiglaf_view::session::{Bounds, Effect, Session};
-use wiglaf_wire::view::{Answer, Change, Gift, Question};
+use wiglaf_view::session::{Bounds, Effect, Missing, Session};
+use wiglaf_wire::view::{Answer, Change, Filter, Gift, Question};
 
 const ROOT: u64 = 1;
 const ENOENT: i32 = 2;
@@ -74,6 +74,12 @@ impl Kernel {
         self.checks_root = true;
     }
 
+    /// Pieces are kept here, so it asks for whole ones.
+    pub(crate) fn keep(&mut self) {
+        self.session.keep(Filter::with_room(0));
+        self.carry_out();
+    }
+
     pub(crate) fn take_questions(&mut self) -> Vec<Question> {
         std::mem::take(&mut self.questions)
     }
@@ -89,7 +95,7 @@ impl Kernel {
     }
 
     pub(crate) fn given(&mut self, gifts: Vec<Gift>) {
-        self.session.given(0, gifts);
+        self.session.given(0, gifts, Missing::default());
         self.carry_out();
     }
 
