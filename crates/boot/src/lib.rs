@@ -1,9 +1,10 @@
 #![forbid(unsafe_code)]
 //! Serves machines that start from the network.
 //!
-//! `dhcp`, `dns`, `tftp`, `http` and `router` are pure: packets in, packets out. `service` is the process
-//! around them.
+//! `card`, `dhcp`, `dns`, `tftp`, `http` and `router` are pure: packets in, packets out. `service`
+//! is the process around them.
 
+pub mod card;
 pub mod dhcp;
 pub mod dns;
 pub mod http;

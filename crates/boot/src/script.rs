@@ -8,6 +8,8 @@ use std::net::SocketAddrV4;
 
 use wiglaf_wire::boot::{BootMachine, Mac};
 
+use crate::card::Card;
+
 /// Between two attempts of a machine that is known.
 const RETRY_S: u32 = 2;
 /// Between two questions of a machine that nobody knows.
@@ -17,11 +19,64 @@ const ASK_AGAIN_S: u32 = 5;
 /// others now.
 const QUESTIONS_PER_ADDRESS: u32 = 120;
 
-/// Boots a machine that somebody has adopted. `None`: its image's name can't stand in a URL.
-pub fn boot(from: SocketAddrV4, machine: &BootMachine) -> Option<String> {
+/// What a machine says of itself whenever it asks for a script.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// How often it has asked before, while nobody knew it.
+    pub times: u32,
+    /// Its network card.
+    pub card: Option<Card>,
+}
+
+impl Asked {
+    /// From what comes after `?` in a script's address; what is not understood is passed over.
+    pub fn parse(query: &str) -> Asked {
+        let mut asked = Asked::default();
+        for (name, value) in query.split('&').filter_map(|part| part.split_once('=')) {
+            match name {
+                "asked" => asked.times = value.parse().unwrap_or(0),
+                "card" => asked.card = value.parse().ok(),
+                _ => {}
+            }
+        }
+        asked
+    }
+
+    fn query(self) -> String {
+        let times = (self.times > 0).then(|| format!("asked={}", self.times));
+        let card = self.card.map(|card| format!("card={card}"));
+        let parts: Vec<_> = times.into_iter().chain(card).collect();
+        match parts.is_empty() {
+            true => String::new(),
+            false => format!("?{}", parts.join("&")),
+        }
+    }
+
+    fn anew(self) -> Asked {
+        Asked { times: 0, ..self }
+    }
+}
+
+/// Boots a machine that somebody has adopted. `initramfs`: the file with what its network card
+/// needs; else it gets the whole one. `None`: its image's name can't stand in a URL.
+pub fn boot(
+    from: SocketAddrV4,
+    machine: &BootMachine,
+    asked: Asked,
+    initramfs: Option<&str>,
+) -> Option<String> {
     if !is_plain(&machine.image) {
         return None;
     }
+    // EFI's kernels find it by the name that they were told.
+    let initramfs = initramfs.filter(|name| is_plain(name));
+    let initramfs = match initramfs {
+        Some(name) => format!(
+            "--name initramfs http://{from}/image/{}/{name}",
+            machine.image
+        ),
+        None => format!("http://{from}/image/{}/initramfs", machine.image),
+    };
     let BootMachine { mac, image, .. } = machine;
     let name = printable(&machine.name);
     let arguments = words(&machine.arguments);
@@ -33,20 +88,19 @@ pub fn boot(from: SocketAddrV4, machine: &BootMachine) -> Option<String> {
         "echo Wiglaf: this is {name} ({mac}), booting {image} from {from}\n\
          imgfree\n\
          kernel {folder}/kernel initrd=initramfs BOOTIF=01-{hardware}{arguments} || goto again\n\
-         initrd {folder}/initramfs || goto again\n\
+         initrd {initramfs} || goto again\n\
          boot || goto again\n\
          :again\n\
          echo Wiglaf: that failed; trying again\n"
     );
-    ask_again(&mut script, from, *mac, RETRY_S, 0);
+    ask_again(&mut script, from, *mac, RETRY_S, asked.anew());
     Some(script)
 }
 
-/// Tells a machine that nobody knows what to do about it, and asks again. `asked`: how often it
-/// has asked before.
-pub fn unknown(from: SocketAddrV4, mac: Mac, asked: u32) -> String {
+/// Tells a machine that nobody knows what to do about it, and asks again.
+pub fn unknown(from: SocketAddrV4, mac: Mac, asked: Asked) -> String {
     let mut script = String::from("#!ipxe\n");
-    if asked == 0 {
+    if asked.times == 0 {
         let _ = write!(
             script,
             "echo\n\
@@ -55,8 +109,11 @@ pub fn unknown(from: SocketAddrV4, mac: Mac, asked: u32) -> String {
              echo It goes on by itself then.\n"
         );
     }
-    let next = asked.saturating_add(1);
-    if next.is_multiple_of(QUESTIONS_PER_ADDRESS) {
+    let next = Asked {
+        times: asked.times.saturating_add(1),
+        ..asked
+    };
+    if next.times.is_multiple_of(QUESTIONS_PER_ADDRESS) {
         script.push_str("dhcp || echo Wiglaf: no address; trying again\n");
     }
     script.push_str(":again\n");
@@ -65,7 +122,7 @@ pub fn unknown(from: SocketAddrV4, mac: Mac, asked: u32) -> String {
 }
 
 /// For a machine that was adopted while it had an address of those that nobody knows.
-pub fn readdress(from: SocketAddrV4, machine: &BootMachine) -> String {
+pub fn readdress(from: SocketAddrV4, machine: &BootMachine, asked: Asked) -> String {
     let mut script = String::from("#!ipxe\n");
     let name = printable(&machine.name);
     let _ = write!(
@@ -74,29 +131,25 @@ pub fn readdress(from: SocketAddrV4, machine: &BootMachine) -> String {
          :again\n\
          dhcp || echo Wiglaf: no address; trying again\n"
     );
-    ask_again(&mut script, from, machine.mac, RETRY_S, 0);
+    ask_again(&mut script, from, machine.mac, RETRY_S, asked.anew());
     script
 }
 
 /// Says what is wrong on the head, and asks again.
-pub fn wait(from: SocketAddrV4, mac: Mac, why: &str) -> String {
+pub fn wait(from: SocketAddrV4, mac: Mac, asked: Asked, why: &str) -> String {
     let mut script = String::from("#!ipxe\n");
     let _ = write!(script, "echo Wiglaf: {}\n:again\n", printable(why));
-    ask_again(&mut script, from, mac, ASK_AGAIN_S, 0);
+    ask_again(&mut script, from, mac, ASK_AGAIN_S, asked.anew());
     script
 }
 
-fn ask_again(script: &mut String, from: SocketAddrV4, mac: Mac, pause_s: u32, asked: u32) {
-    let query = if asked == 0 {
-        String::new()
-    } else {
-        format!("?asked={asked}")
-    };
+fn ask_again(script: &mut String, from: SocketAddrV4, mac: Mac, pause_s: u32, asked: Asked) {
     let _ = write!(
         script,
         "sleep {pause_s}\n\
-         chain --replace http://{from}/script/{}{query} || goto again\n",
-        hyphenated(mac)
+         chain --replace http://{from}/script/{}{} || goto again\n",
+        hyphenated(mac),
+        asked.query()
     );
 }
 
@@ -157,7 +210,32 @@ echo Wiglaf: that failed; trying again
 sleep 2
 chain --replace http://10.9.0.1:8069/script/52-54-00-12-34-56 || goto again
 ";
-        assert_eq!(boot(HEAD, &machine()).as_deref(), Some(expected));
+        let asked = Asked::default();
+        let script = boot(HEAD, &machine(), asked, None);
+        assert_eq!(script.as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn a_machine_whose_card_is_known_gets_what_that_needs() {
+        let asked = Asked::parse("asked=7&card=8086-100e&else");
+        assert_eq!(asked.query(), "?asked=7&card=8086-100e");
+        let script = boot(HEAD, &machine(), asked, Some("initramfs-0a")).unwrap();
+        assert!(script.contains(
+            "\ninitrd --name initramfs \
+             http://10.9.0.1:8069/image/default-0123456789ab/initramfs-0a || goto again\n"
+        ));
+        assert!(script.contains("kernel http://") && script.contains(" initrd=initramfs "));
+        // And says it again.
+        let again = "/script/52-54-00-12-34-56?card=8086-100e || goto again\n";
+        assert!(script.ends_with(again), "{script}");
+        assert!(readdress(HEAD, &machine(), asked).ends_with(again));
+        assert!(wait(HEAD, machine().mac, asked, "x").ends_with(again));
+        let unknown = unknown(HEAD, machine().mac, asked);
+        assert!(unknown.ends_with("?asked=8&card=8086-100e || goto again\n"));
+        for name in ["../x", "a b", ""] {
+            let script = boot(HEAD, &machine(), asked, Some(name)).unwrap();
+            assert!(script.contains("/initramfs || goto again\n"), "{name}");
+        }
     }
 
     #[test]
@@ -165,30 +243,32 @@ chain --replace http://10.9.0.1:8069/script/52-54-00-12-34-56 || goto again
         let mut machine = machine();
         machine.arguments = "quiet || shell\nshell && x".to_owned();
         machine.name = "a\nshell".to_owned();
-        let script = boot(HEAD, &machine).unwrap();
+        let asked = Asked::default();
+        let script = boot(HEAD, &machine, asked, None).unwrap();
         assert!(script.contains(" quiet shell shell x || goto again\n"));
         assert!(script.contains("this is a shell ("));
         assert_eq!(script.lines().count(), 10);
         for image in ["", "..", "a/b", "a b", ".hidden", "a\n"] {
             machine.image = image.to_owned();
-            assert_eq!(boot(HEAD, &machine), None, "{image}");
+            assert_eq!(boot(HEAD, &machine, asked, None), None, "{image}");
         }
     }
 
     #[test]
     fn a_machine_that_nobody_knows_gets_no_kernel() {
         let mac = machine().mac;
-        let first = unknown(HEAD, mac, 0);
+        let asked = |times| Asked { times, card: None };
+        let first = unknown(HEAD, mac, asked(0));
         assert!(first.contains("echo   wiglaf node adopt 52:54:00:12:34:56\n"));
         assert!(first.contains("/script/52-54-00-12-34-56?asked=1 ||"));
-        let later = unknown(HEAD, mac, 1);
+        let later = unknown(HEAD, mac, asked(1));
         assert_eq!(
             later,
             "#!ipxe\n:again\nsleep 5\n\
              chain --replace http://10.9.0.1:8069/script/52-54-00-12-34-56?asked=2 || goto again\n"
         );
-        assert!(unknown(HEAD, mac, 119).contains("\ndhcp ||"));
-        unknown(HEAD, mac, u32::MAX);
+        assert!(unknown(HEAD, mac, asked(119)).contains("\ndhcp ||"));
+        unknown(HEAD, mac, asked(u32::MAX));
         for script in [first, later] {
             assert!(!script.contains("kernel") && !script.contains("boot"));
         }

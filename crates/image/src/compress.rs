@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 /// What unpacking needs in memory beside the data, on machines with 112 MB. A larger one saves a
 /// five-hundredth.
 const XZ_WINDOW: u32 = 4 << 20;
+/// What little data needs of it.
+const LEAST_XZ_WINDOW: u32 = 64 << 10;
 const XZ_LEVEL: u32 = 9;
 const ZSTD_LEVEL: i32 = 19;
 
@@ -51,13 +53,20 @@ pub(crate) enum Encoder<W: Write> {
 }
 
 impl<W: Write> Encoder<W> {
-    pub(crate) fn new(method: Compression, code: Code, out: W) -> io::Result<Encoder<W>> {
+    /// For about so many bytes.
+    pub(crate) fn new(
+        method: Compression,
+        code: Code,
+        size: u64,
+        out: W,
+    ) -> io::Result<Encoder<W>> {
         Ok(match method {
             Compression::None => Encoder::None(out),
             Compression::Zstd => Encoder::Zstd(zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?),
             Compression::Xz => {
                 let mut options = LzmaOptions::new_preset(XZ_LEVEL | PRESET_EXTREME)?;
-                options.dict_size(XZ_WINDOW);
+                let window = u32::try_from(size).unwrap_or(XZ_WINDOW);
+                options.dict_size(window.clamp(LEAST_XZ_WINDOW, XZ_WINDOW));
                 let mut filters = Filters::new();
                 if code == Code::X86 {
                     // Its instructions lie anywhere; measured, this is best for them.
@@ -135,7 +144,7 @@ mod tests {
         ];
         for (method, name) in all {
             for code in [Code::X86, Code::Other] {
-                let mut encoder = Encoder::new(method, code, Vec::new()).unwrap();
+                let mut encoder = Encoder::new(method, code, 800_000, Vec::new()).unwrap();
                 encoder.write_all(&data).unwrap();
                 let path = dir.path().join(name);
                 std::fs::write(&path, encoder.finish().unwrap()).unwrap();

@@ -96,6 +96,13 @@ impl Archive {
         Archive { entries }
     }
 
+    /// Of what is unpacked over another.
+    pub(crate) fn empty() -> Archive {
+        Archive {
+            entries: BTreeMap::new(),
+        }
+    }
+
     #[cfg(test)]
     pub(crate) fn contains(&self, path: &Path) -> bool {
         self.entries.contains_key(&place(path))

@@ -8,7 +8,9 @@ mod compress;
 mod cpio;
 mod elf;
 mod firmware;
+mod hashed;
 mod include;
+mod initramfs;
 mod kernel;
 mod medium;
 mod modules;
@@ -26,4 +28,4 @@ pub use medium::{
 pub use modules::ModuleError;
 pub use recipe::{BuildError, Built, Recipe};
 pub use rootfs::{RootfsError, SystemChoice};
-pub use store::{File, Images, Manifest, Module, StoreError, System};
+pub use store::{ByCard, File, Images, Manifest, Module, StoreError, System};

@@ -1,25 +1,23 @@
 //! What an image is made of, and the making.
 
 use std::fs::{self, File as Disk};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
 
-use crate::compress::{Code, Compression, Encoder};
-use crate::cpio::{Archive, ArchiveError, Content};
+use crate::compress::{Code, Compression};
+use crate::cpio::{Archive, ArchiveError};
 use crate::elf;
 use crate::firmware::{self, FirmwareError};
+use crate::hashed::{COPY_BYTES, Hashed, hex};
 use crate::include::{Include, IncludeError};
+use crate::initramfs::{ID_DIGITS, Initramfs, Way};
 use crate::kernel::{Kernel, KernelChoice, KernelError};
 use crate::modules::{self, ModuleError, Selection, Tree, Wanted};
 use crate::rootfs::{Rootfs, RootfsError, SystemChoice};
 use crate::store::{self, File, Images, Manifest, Module, StoreError, System};
 
-/// Enough for two images never to have the same.
-const ID_DIGITS: usize = 12;
-
-const COPY_BYTES: usize = 256 << 10;
 /// For images with what disks need.
 const MAKES_FILE_SYSTEMS: &str = "mkfs.ext4";
 
@@ -180,11 +178,6 @@ impl Recipe {
         let line = format!("{authority}\n");
         archive.file(Path::new("/etc/wiglaf/authority"), 0o644, line)?;
         let listed = list_modules(&selection);
-        put_modules(&mut archive, &kernel.version, selection)?;
-        for (name, bytes) in &firmware.files {
-            let path = Path::new("/lib/firmware").join(name);
-            archive.file(&path, 0o644, bytes.clone())?;
-        }
         for program in &self.include {
             say(&format!("including {}", program.display()));
             let mut include = Include::new(&mut archive);
@@ -212,23 +205,27 @@ impl Recipe {
             system = Some(of);
         }
 
-        let unpacked = archive.size();
+        let initramfs = Initramfs::new(archive, &kernel.version, selection, &firmware.files)?;
+        let unpacked = initramfs.size();
         say(&format!(
             "compressing {}.{} MB by {}",
             unpacked / 1_000_000,
             unpacked / 100_000 % 10,
             compression.name()
         ));
-        let initramfs = {
-            let code = code_for(&kernel, arch);
-            write_initramfs(archive, compression, code, &new.file(store::INITRAMFS))?
-        };
         let kernel_file = copy(&kernel.image, &new.file(store::KERNEL))?;
+        let way = Way {
+            compression,
+            code: code_for(&kernel, arch),
+        };
+        let place = new.file(store::INITRAMFS);
+        let written = initramfs.write(way, &kernel_file, &place, &new.file(store::CARDS));
+        let written = written.map_err(BuildError::Archive)?;
         // The kernel may have been in it.
         let _ = fs::remove_dir_all(&scratch);
         let mut contents = Context::new(&SHA256);
         contents.update(kernel_file.sha256.as_bytes());
-        contents.update(initramfs.sha256.as_bytes());
+        contents.update(written.file.sha256.as_bytes());
         let hash = hex(contents.finish().as_ref());
         let manifest = Manifest {
             id: format!("{}-{}", self.name, &hash[..ID_DIGITS]),
@@ -239,7 +236,8 @@ impl Recipe {
             arch: arch.to_owned(),
             authority,
             kernel: kernel_file,
-            initramfs,
+            initramfs: written.file,
+            by_card: written.by_card,
             compression,
             unpacked,
             modules: listed,
@@ -372,45 +370,6 @@ fn list_modules(selection: &Selection) -> Vec<Module> {
     listed.collect()
 }
 
-/// The files, and the two lists that /init reads.
-fn put_modules(
-    archive: &mut Archive,
-    version: &str,
-    selection: Selection,
-) -> Result<(), ArchiveError> {
-    let place = |name: &str| format!("/lib/modules/{version}/{name}.ko");
-    let always = selection.always.iter();
-    let order: String = always.map(|name| format!("{}\n", place(name))).collect();
-    let aliases = selection.aliases.iter();
-    let aliases: String = aliases
-        .map(|(pattern, name)| format!("{pattern} {}\n", place(name)))
-        .collect();
-    archive.file(Path::new("/etc/wiglaf/modules"), 0o644, order)?;
-    archive.file(Path::new("/etc/wiglaf/modules.alias"), 0o644, aliases)?;
-    for (name, bytes) in selection.files {
-        let path = place(&name);
-        archive.content(Path::new(&path), 0o644, Content::Bytes(bytes), None)?;
-    }
-    Ok(())
-}
-
-fn write_initramfs(
-    archive: Archive,
-    compression: Compression,
-    code: Code,
-    path: &Path,
-) -> Result<File, BuildError> {
-    let failed = |error: io::Error| BuildError::Archive(format!("{}: {error}", path.display()));
-    let out = Hashed::new(Disk::create(path).map_err(failed)?);
-    let encoder = Encoder::new(compression, code, out).map_err(failed)?;
-    let mut buffered = BufWriter::with_capacity(COPY_BYTES, encoder);
-    archive.write(&mut buffered)?;
-    let encoder = buffered
-        .into_inner()
-        .map_err(|error| failed(error.into_error()))?;
-    Ok(encoder.finish().map_err(failed)?.done())
-}
-
 /// What a file is that somebody else has written.
 fn digest(path: &Path) -> Result<File, BuildError> {
     let failed = |error: io::Error| BuildError::Archive(format!("{}: {error}", path.display()));
@@ -445,45 +404,4 @@ fn copy(from: &Path, to: &Path) -> Result<File, BuildError> {
         }
         out.write_all(&buffer[..count]).map_err(write)?;
     }
-}
-
-/// A file that is hashed as it is written.
-struct Hashed {
-    file: Disk,
-    hash: Context,
-    size: u64,
-}
-
-impl Hashed {
-    fn new(file: Disk) -> Hashed {
-        Hashed {
-            file,
-            hash: Context::new(&SHA256),
-            size: 0,
-        }
-    }
-
-    fn done(self) -> File {
-        File {
-            size: self.size,
-            sha256: hex(self.hash.finish().as_ref()),
-        }
-    }
-}
-
-impl Write for Hashed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
-        self.hash.update(&bytes[..count]);
-        self.size += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
 //! The images of a cluster: a directory for each, named by what is in it.
 
 use std::fs::{self, File as Disk, Permissions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ pub(crate) const KERNEL: &str = "kernel";
 pub(crate) const INITRAMFS: &str = "initramfs";
 /// Only images with a full system have it. Nodes fetch it by this name.
 pub(crate) const SYSTEM: &str = "system";
+/// Which parts of the initramfs which network card needs. The boot service reads it.
+pub(crate) const CARDS: &str = "cards";
 const MANIFEST: &str = "manifest.json";
 
 /// Directories that are not images yet begin so, and end with the process's number.
@@ -24,6 +26,8 @@ const MEDIUM: &str = ".medium-";
 
 const REMOVED: &str = ".old-";
 
+/// Of two files, at a time.
+const COMPARED_BYTES: usize = 256 << 10;
 /// A manifest is some kilobytes.
 const MAX_MANIFEST: u64 = 16 << 20;
 
@@ -82,6 +86,19 @@ pub struct Module {
     pub always: bool,
 }
 
+/// What machines get of the initramfs whose network card is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByCard {
+    /// The list of them.
+    pub index: File,
+    /// Network cards that are known.
+    pub cards: usize,
+    /// Bytes that a machine fetches at least.
+    pub smallest: u64,
+    /// Bytes that it fetches at most.
+    pub largest: u64,
+}
+
 /// A full system that nodes have beside our own programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct System {
@@ -117,6 +134,9 @@ pub struct Manifest {
     pub kernel: File,
     /// The initramfs.
     pub initramfs: File,
+    /// What of it is for which network card. Images of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_card: Option<ByCard>,
     /// How that is compressed.
     pub compression: Compression,
     /// Bytes that it takes in a node's memory.
@@ -139,6 +159,13 @@ impl Manifest {
     pub fn size(&self) -> u64 {
         let system = self.system.as_ref().map_or(0, |system| system.file.size);
         self.kernel.size + self.initramfs.size + system
+    }
+
+    /// Bytes that a machine fetches at most whose network card is known.
+    pub fn fetched(&self) -> u64 {
+        let initramfs = self.initramfs.size;
+        let by_card = self.by_card.as_ref();
+        self.size() - initramfs + by_card.map_or(initramfs, |cards| cards.largest)
     }
 }
 
@@ -255,7 +282,9 @@ impl Images {
         text.push(b'\n');
         fs::write(&path, text).map_err(disk(&path))?;
         let system = manifest.system.as_ref().map(|_| SYSTEM);
-        for name in [KERNEL, INITRAMFS, MANIFEST].into_iter().chain(system) {
+        let cards = manifest.by_card.as_ref().map(|_| CARDS);
+        let names = [KERNEL, INITRAMFS, MANIFEST].into_iter();
+        for name in names.chain(system).chain(cards) {
             let path = new.path.join(name);
             let file = Disk::open(&path).map_err(disk(&path))?;
             let everybody = Permissions::from_mode(0o644);
@@ -263,8 +292,11 @@ impl Images {
             file.sync_all().map_err(disk(&path))?;
         }
         let place = self.dir.join(&manifest.id);
-        // The same bytes have the same name.
-        if self.read(&manifest.id).is_ok() {
+        // The same bytes have the same name, unless a disk has changed them since.
+        let mut names = [KERNEL, INITRAMFS].into_iter().chain(system).chain(cards);
+        let is_whole = self.read(&manifest.id).is_ok()
+            && names.all(|name| is_same(&place.join(name), &new.path.join(name)).unwrap_or(false));
+        if is_whole {
             return Ok(false);
         }
         if place.exists() {
@@ -293,7 +325,9 @@ impl Images {
         let files = [(KERNEL, &manifest.kernel), (INITRAMFS, &manifest.initramfs)];
         let system = manifest.system.as_ref();
         let system = system.map(|system| (SYSTEM, &system.file));
-        for (name, file) in files.into_iter().chain(system) {
+        let cards = manifest.by_card.as_ref();
+        let cards = cards.map(|cards| (CARDS, &cards.index));
+        for (name, file) in files.into_iter().chain(system).chain(cards) {
             let size = fs::metadata(self.dir.join(id).join(name)).map(|data| data.len());
             if size.ok() != Some(file.size) {
                 return Err(damaged(format!("{name} is not of its size")));
@@ -348,6 +382,24 @@ impl Drop for Unfinished {
 pub(crate) fn is_plain(name: &str) -> bool {
     let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !name.is_empty() && name.len() <= 64 && name.chars().all(is_good) && !name.starts_with('.')
+}
+
+/// Whether two files hold the same.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let open = |path| io::Result::Ok(BufReader::with_capacity(COMPARED_BYTES, Disk::open(path)?));
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        if left.is_empty() || right.is_empty() {
+            return Ok(left.is_empty() && right.is_empty());
+        }
+        let length = left.len().min(right.len());
+        if left[..length] != right[..length] {
+            return Ok(false);
+        }
+        one.consume(length);
+        other.consume(length);
+    }
 }
 
 fn disk(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {

@@ -65,9 +65,25 @@ impl Machine {
             ),
             (
                 format!("{modules}/net/igb.ko"),
-                module("depends=dca\0alias=pci:v1d2*\0firmware=igb/own.bin"),
+                module(
+                    "depends=dca\0alias=pci:v00008086d00001521sv*\0firmware=igb/own.bin\0\
+                     alias=pci:v00008086d00001522sv*",
+                ),
             ),
             (format!("{modules}/net/dca.ko"), module("depends=")),
+            (
+                format!("{modules}/net/e1000.ko"),
+                module("depends=\0alias=pci:v00008086d0000100Esv*"),
+            ),
+            (
+                format!("{modules}/usb/xhci-pci.ko"),
+                module("depends=usbcore\0alias=pci:v*d*sv*sd*bc0Csc03i30*"),
+            ),
+            (format!("{modules}/usb/usbcore.ko"), module("depends=")),
+            (
+                format!("{modules}/net/r8152.ko"),
+                module("depends=usbcore\0alias=usb:v0BDAp8153d*"),
+            ),
             ("firmware/igb/own.bin".into(), b"firmware".to_vec()),
             ("tools/a/data".into(), vec![7; 100_000]),
             ("tools/b".into(), b"#!/nowhere\n".to_vec()),
@@ -114,6 +130,22 @@ impl Machine {
         recipe.build(&self.images(), made_s, &mut |_| ()).unwrap()
     }
 
+    /// What a machine with this card fetches, and its name, by the list that the boot service
+    /// reads.
+    fn by_card(&self, built: &Built, card: &str) -> (String, Vec<u8>) {
+        let dir = self.images().dir().join(&built.manifest.id);
+        let list = fs::read_to_string(dir.join("cards")).unwrap();
+        let value = |start: String| list.lines().find_map(|line| line.strip_prefix(&start));
+        let name = value(format!("card {card} ")).unwrap();
+        let whole = self.initramfs(built);
+        let parts = value(format!("file {name} ")).unwrap();
+        let parts = parts.split(' ').map(|part| {
+            let (start, end) = part.split_once('-').unwrap();
+            &whole[start.parse().unwrap()..end.parse().unwrap()]
+        });
+        (name.to_owned(), parts.flatten().copied().collect())
+    }
+
     fn initramfs(&self, built: &Built) -> Vec<u8> {
         let dir = self.images().dir().join(&built.manifest.id);
         fs::read(dir.join("initramfs")).unwrap()
@@ -137,6 +169,10 @@ fn the_same_inputs_give_the_same_bytes() {
     assert_eq!(first.manifest.id, second.manifest.id);
     assert_eq!(first.manifest.initramfs, second.manifest.initramfs);
     assert!(one.initramfs(&first) == other.initramfs(&second));
+    assert_eq!(first.manifest.by_card, second.manifest.by_card);
+    for card in ["8086-1521", "8086-100e"] {
+        assert!(one.by_card(&first, card) == other.by_card(&second, card));
+    }
 
     // Another authority makes another image.
     let mut recipe = one.recipe();
@@ -173,7 +209,7 @@ fn what_init_reads_is_there() {
     let place = |name: &str| format!("/lib/modules/{VERSION}/{name}.ko");
     let texts = [
         format!("{}\n{}\n", place("fuse"), place("dca")),
-        format!("pci:v1d2* {}\n", place("igb")),
+        format!("pci:v00008086d00001521sv* {}\n", place("igb")),
         format!("{}\n", "ab".repeat(32)),
         "usr/lib/firmware/igb/own.bin\0".to_owned(),
     ];
@@ -186,13 +222,97 @@ fn what_init_reads_is_there() {
     assert_eq!(manifest.kernel_version, VERSION);
     assert_eq!(manifest.arch, std::env::consts::ARCH);
     assert_eq!(manifest.firmware, ["igb/own.bin"]);
-    let always: Vec<_> = manifest.modules.iter().map(|one| one.always).collect();
-    assert_eq!(always, [true, true, false]);
+    let modules = manifest.modules.iter();
+    let always = modules.filter(|module| module.always);
+    let always: Vec<_> = always.map(|module| module.name.as_str()).collect();
+    assert_eq!(always, ["dca", "fuse"]);
     assert_eq!(manifest.initramfs.size, initramfs.len() as u64);
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let dir = machine.images().dir().join(&manifest.id);
     assert_eq!(mode(&dir), 0o755);
     assert_eq!(mode(&dir.join("initramfs")), 0o644);
+}
+
+#[test]
+fn a_machine_whose_card_is_known_fetches_what_that_needs() {
+    let machine = Machine::new(false);
+    let recipe = machine.recipe();
+    let built = machine.build(&recipe, 1);
+    let has = |bytes: &[u8], names: [&str; 6]| {
+        names.map(|name| contains(bytes, &format!("{VERSION}/{name}\0")))
+    };
+    let names = [
+        "igb.ko",
+        "dca.ko",
+        "e1000.ko",
+        "xhci_pci.ko",
+        "fuse.ko",
+        "r8152.ko",
+    ];
+    let (igb, bytes) = machine.by_card(&built, "8086-1521");
+    let only_igb = [true, true, false, false, true, false];
+    assert_eq!(has(&bytes, names), only_igb);
+    // The list of all that there is tells /init what it lacks.
+    for name in ["e1000", "xhci_pci", "igb"] {
+        assert!(
+            contains(&bytes, &format!("{VERSION}/{name}.ko\n")),
+            "{name}"
+        );
+    }
+    let firmware = |bytes: &[u8]| {
+        let name = b"usr/lib/firmware/igb/own.bin\0";
+        bytes
+            .windows(name.len())
+            .filter(|part| part == name)
+            .count()
+    };
+    let with_firmware = firmware(&bytes);
+    assert_eq!(machine.by_card(&built, "8086-1522").0, igb);
+    let (e1000, bytes) = machine.by_card(&built, "8086-100e");
+    assert_ne!(e1000, igb);
+    assert_eq!(has(&bytes, names), [false, false, true, false, true, false]);
+    // It stands in this program, too, which is /init here.
+    assert_eq!(with_firmware, firmware(&bytes) + 1);
+    let whole = machine.initramfs(&built);
+    assert_eq!(has(&whole, names), [true; 6]);
+
+    let manifest = &built.manifest;
+    let by_card = manifest.by_card.clone().unwrap();
+    assert_eq!(by_card.cards, 3);
+    assert_eq!(manifest.fetched(), manifest.kernel.size + by_card.largest);
+    assert!(by_card.smallest < by_card.largest && by_card.largest < manifest.initramfs.size);
+    // Who fetches it with the kernel can check both by its name.
+    let sha256 = |bytes: &[u8]| {
+        let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+        let digits = digest.as_ref().iter().map(|byte| format!("{byte:02x}"));
+        digits.collect::<String>()
+    };
+    let both = format!("{}{}", manifest.kernel.sha256, sha256(&bytes));
+    assert_eq!(
+        e1000,
+        format!("initramfs-{}", &sha256(both.as_bytes())[..12])
+    );
+
+    // A driver that was asked for is everybody's, and a USB one with what it needs.
+    let mut recipe = machine.recipe();
+    recipe.modules = vec!["r8152".into()];
+    let built = machine.build(&recipe, 1);
+    let (_, bytes) = machine.by_card(&built, "8086-100e");
+    assert_eq!(has(&bytes, names), [false, false, true, true, true, true]);
+    recipe.modules = vec!["igb".into(), "e1000".into(), "r8152".into()];
+    let built = machine.build(&recipe, 1);
+    assert_eq!(built.manifest.by_card, None);
+
+    // Without its list an image is not whole; one of an earlier version has none.
+    let old = machine.build(&machine.recipe(), 1).manifest;
+    let dir = machine.images().dir().join(&old.id);
+    fs::remove_file(dir.join("cards")).unwrap();
+    assert!(machine.images().get(&old.id).is_err());
+    let text = fs::read(dir.join("manifest.json")).unwrap();
+    let mut earlier: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    earlier.as_object_mut().unwrap().remove("by_card").unwrap();
+    fs::write(dir.join("manifest.json"), earlier.to_string()).unwrap();
+    assert_eq!(machine.images().get(&old.id).unwrap().by_card, None);
 }
 
 #[test]
@@ -237,6 +357,24 @@ fn images_are_listed_found_and_removed() {
     let again = machine.build(&machine.recipe(), 40);
     assert!(again.is_new);
     assert_eq!(images.get(&old.id).unwrap().id, old.id);
+}
+
+#[test]
+fn an_image_that_a_disk_has_changed_is_put_right_by_building_it_anew() {
+    let machine = Machine::new(false);
+    let recipe = machine.recipe();
+    let built = machine.build(&recipe, 1);
+    let path = machine.images().dir().join(&built.manifest.id);
+    for name in ["kernel", "initramfs"] {
+        let whole = fs::read(path.join(name)).unwrap();
+        let mut changed = whole.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        fs::write(path.join(name), &changed).unwrap();
+        let again = machine.build(&recipe, 2);
+        assert_eq!(again.manifest.id, built.manifest.id);
+        assert_eq!(fs::read(path.join(name)).unwrap(), whole, "{name}");
+    }
+    assert!(!machine.build(&recipe, 3).is_new);
 }
 
 #[test]

@@ -14,6 +14,9 @@ use super::wire::Wire;
 const QEMU: &str = "qemu-system-x86_64";
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// QEMU's least processor has no random numbers, which a PC's has, and the kernel gathers them for
+/// a second.
+const PC: &str = "qemu64,+rdrand";
 /// OVMF's own names for its options (OvmfPkg/RUNBOOK, README).
 const NO_PXE: &str = "name=opt/org.tianocore/IPv4PXESupport,string=n";
 const NO_PXE6: &str = "name=opt/org.tianocore/IPv6PXESupport,string=n";
@@ -58,6 +61,48 @@ impl Firmware {
     }
 }
 
+/// What a machine's time is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clock {
+    /// Ours.
+    Ours,
+    /// While it works, each instruction takes two to the power of this many nanoseconds; while it
+    /// waits, its time is ours (QEMU, docs/devel/tcg-icount).
+    Counts(u8),
+}
+
+/// What a disk hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cable {
+    Virtio,
+    Nvme,
+    Sata,
+    Scsi,
+    Usb,
+}
+
+impl Cable {
+    /// What it needs beside the disk. A machine has one of each kind.
+    fn devices(self) -> &'static [&'static str] {
+        match self {
+            Cable::Virtio | Cable::Nvme => &[],
+            Cable::Sata => &["ich9-ahci,id=sata"],
+            Cable::Scsi => &["virtio-scsi-pci,id=scsi"],
+            Cable::Usb => &["qemu-xhci,id=usb"],
+        }
+    }
+
+    fn disk(self) -> &'static str {
+        match self {
+            Cable::Virtio => "virtio-blk-pci",
+            Cable::Nvme => "nvme",
+            Cable::Sata => "ide-hd,bus=sata.0",
+            Cable::Scsi => "scsi-hd,bus=scsi.0",
+            Cable::Usb => "usb-storage,bus=usb.0,removable=off",
+        }
+    }
+}
+
 /// A machine that could be switched on.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -68,12 +113,15 @@ pub(super) struct Plan {
     pub(super) memory_mib: u32,
     /// Its network card, as QEMU calls it.
     pub(super) card: &'static str,
-    /// Its disks: their serial numbers, and the files that they are.
-    pub(super) disks: Vec<(&'static str, PathBuf)>,
+    /// Another that no cable is plugged into.
+    pub(super) spare_card: Option<&'static str>,
+    /// Its disks: what they hang on, their serial numbers, and the files that they are.
+    pub(super) disks: Vec<(Cable, &'static str, PathBuf)>,
     /// Its console is a screen rather than a serial line, as a PC's is.
     pub(super) screen: bool,
     /// It may start anew; else that ends it, so that a crash is not overlooked.
     pub(super) reboots: bool,
+    pub(super) clock: Clock,
 }
 
 impl Plan {
@@ -92,9 +140,11 @@ impl Plan {
             firmware,
             memory_mib,
             card: VIRTIO,
+            spare_card: None,
             disks: Vec::new(),
             screen,
             reboots: false,
+            clock: Clock::Ours,
         }
     }
 
@@ -108,8 +158,23 @@ impl Plan {
         self
     }
 
-    pub(super) fn disk(mut self, serial: &'static str, file: PathBuf) -> Plan {
-        self.disks.push((serial, file));
+    pub(super) fn spare_card(mut self, card: &'static str) -> Plan {
+        self.spare_card = Some(card);
+        self
+    }
+
+    pub(super) fn disk(self, serial: &'static str, file: PathBuf) -> Plan {
+        self.disk_on(Cable::Virtio, serial, file)
+    }
+
+    /// A disk of another kind.
+    pub(super) fn disk_on(mut self, cable: Cable, serial: &'static str, file: PathBuf) -> Plan {
+        self.disks.push((cable, serial, file));
+        self
+    }
+
+    pub(super) fn clock(mut self, clock: Clock) -> Plan {
+        self.clock = clock;
         self
     }
 
@@ -233,6 +298,9 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
     }
     add(&format!("-machine {machine}"));
     add(&format!("-m {}", plan.memory_mib));
+    if let Clock::Counts(shift) = plan.clock {
+        add(&format!("-icount shift={shift},sleep=on -cpu {PC}"));
+    }
     if !plan.reboots {
         add("-no-reboot");
     }
@@ -293,18 +361,26 @@ fn words(plan: &Plan, tap: &str, dir: &Path) -> Result<Vec<String>> {
             variables.display()
         ));
     }
-    for (index, (serial, file)) in plan.disks.iter().enumerate() {
+    for (index, (cable, serial, file)) in plan.disks.iter().enumerate() {
         let file = file.display();
         let is_started = index == 0 && matches!(plan.firmware, Firmware::Disk);
         let order = if is_started { ",bootindex=1" } else { "" };
         words.extend([
             "-drive".to_owned(),
             format!("if=none,id={serial},format=raw,cache=unsafe,file={file}"),
+        ]);
+        for device in cable.devices() {
+            words.extend(["-device".to_owned(), (*device).to_owned()]);
+        }
+        words.extend([
             "-device".to_owned(),
-            format!("virtio-blk-pci,drive={serial},serial={serial}{order}"),
+            format!("{},drive={serial},serial={serial}{order}", cable.disk()),
         ]);
     }
     words.extend(["-device".to_owned(), card]);
+    if let Some(spare) = plan.spare_card {
+        words.extend(["-device".to_owned(), format!("{spare},romfile=")]);
+    }
     Ok(words)
 }
 

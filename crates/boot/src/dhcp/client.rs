@@ -2,6 +2,7 @@
 
 use super::options::code;
 use super::packet::Packet;
+use crate::card::Card;
 
 const PXE_CLASS: &[u8] = b"PXEClient";
 const HTTP_CLASS: &[u8] = b"HTTPClient";
@@ -70,6 +71,8 @@ pub(super) struct Client {
     pub(super) uuid: Option<[u8; 16]>,
     /// What it calls itself to servers.
     pub(super) identifier: Option<Vec<u8>>,
+    /// Its network card, if it is iPXE and says it.
+    pub(super) card: Option<Card>,
 }
 
 impl Client {
@@ -85,6 +88,7 @@ impl Client {
                 .get(code::CLIENT)
                 .filter(|identifier| !identifier.is_empty())
                 .map(|identifier| identifier[..identifier.len().min(MAX_IDENTIFIER)].to_vec()),
+            card: packet.options.get(code::IPXE).and_then(Card::in_options),
         }
     }
 }

@@ -67,6 +67,9 @@ impl Server {
                 return;
             }
             held
+        } else if wanted.is_some_and(|wanted| self.machines.had(asked.mac(), wanted)) {
+            // It runs, and was forgotten meanwhile: its address may be another's by now.
+            None
         } else {
             return;
         };
@@ -104,6 +107,7 @@ impl Server {
 
     /// It has chosen another server's offer: ours is free again.
     fn took_anothers(&mut self, asked: &Asked, server: Ipv4Addr, out: &mut Vec<Effect>) {
+        self.machines.is_anothers(asked.mac());
         if asked.is_ours {
             let (name, wire) = (self.name_of(asked), &asked.network.name);
             let text = format!(

@@ -10,6 +10,8 @@ use super::twins::Twins;
 
 /// RFC 1035's bound on a label.
 const MAX_HOST_NAME: usize = 63;
+/// Machines that were adopted once and are remembered.
+const MAX_FORGOTTEN: usize = 1_024;
 
 /// One of them.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ impl Machine {
 pub(super) struct Machines {
     by_mac: BTreeMap<Mac, Machine>,
     addresses: BTreeSet<Ipv4Addr>,
+    /// Which address those had that are nobody's any more.
+    forgotten: BTreeMap<Mac, Ipv4Addr>,
 }
 
 impl Machines {
@@ -61,6 +65,23 @@ impl Machines {
             };
             self.by_mac.insert(machine.mac, entry);
         }
+        for (mac, machine) in before {
+            if self.forgotten.len() < MAX_FORGOTTEN {
+                self.forgotten.insert(mac, machine.address);
+            }
+        }
+        self.forgotten
+            .retain(|mac, _| !self.by_mac.contains_key(mac));
+    }
+
+    /// Whether this address was a machine's own before it was forgotten.
+    pub(super) fn had(&self, mac: Mac, address: Ipv4Addr) -> bool {
+        self.forgotten.get(&mac) == Some(&address)
+    }
+
+    /// It has its address from somebody else now.
+    pub(super) fn is_anothers(&mut self, mac: Mac) {
+        self.forgotten.remove(&mac);
     }
 
     pub(super) fn get(&self, mac: Mac) -> Option<&Machine> {

@@ -1,5 +1,6 @@
 //! What an answer consists of, and where it goes.
 
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use wiglaf_wire::boot::AddressService;
@@ -191,7 +192,10 @@ pub(super) fn add_boot(
         Kind::Ipxe => {
             // With hyphens: iPXE would write colons as %3A.
             let mac = asked.hardware.to_string().replace(':', "-");
-            let script = format!("http://{http}/script/{mac}");
+            let mut script = format!("http://{http}/script/{mac}");
+            if let Some(card) = client.card {
+                let _ = write!(script, "?card={card}");
+            }
             if is_proxy {
                 reply.options.set(code::CLASS, *b"PXEClient");
             } else {

@@ -1,7 +1,9 @@
 //! One client's connection: bytes in, requests out, and what is left of an answer. The sockets
 //! are elsewhere.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -21,14 +23,14 @@ const ANSWER_MS: u64 = 60 * 60 * 1000;
 pub enum Body {
     /// These bytes.
     Bytes(Vec<u8>),
-    /// A part of a file, which may have any number of readers.
+    /// Of a file, which may have any number of readers.
     File {
         /// The file.
         file: Rc<OwnedFd>,
-        /// Which bytes.
-        part: std::ops::Range<u64>,
-        /// All bytes of the file.
-        whole: u64,
+        /// Which parts of it, one after the other, are what was asked for.
+        parts: Vec<Range<u64>>,
+        /// Which bytes of these.
+        part: Range<u64>,
     },
 }
 
@@ -74,7 +76,7 @@ pub enum Next<'a> {
     /// Bytes, and whether a file's follow.
     Bytes(&'a [u8], bool),
     /// A part of a file.
-    File(&'a OwnedFd, std::ops::Range<u64>),
+    File(&'a OwnedFd, Range<u64>),
     /// Nothing: the answer is out, or there is none.
     Nothing,
 }
@@ -97,7 +99,8 @@ pub struct Connection {
 struct Sending {
     head: Vec<u8>,
     sent: usize,
-    body: Option<(Rc<OwnedFd>, std::ops::Range<u64>)>,
+    /// Never without a part, and none is empty.
+    body: Option<(Rc<OwnedFd>, VecDeque<Range<u64>>)>,
     since_ms: u64,
     moved_ms: u64,
 }
@@ -174,7 +177,8 @@ impl Connection {
             answer.kind,
             answer.body.length(),
         );
-        if let Body::File { part, whole, .. } = &answer.body {
+        if let Body::File { part, parts, .. } = &answer.body {
+            let whole = length_of(parts);
             head.push_str("Accept-Ranges: bytes\r\n");
             if answer.status == 206 {
                 let (start, last) = (part.start, part.end.saturating_sub(1));
@@ -194,9 +198,12 @@ impl Connection {
             match answer.body {
                 Body::Bytes(bytes) => head.extend(bytes),
                 Body::File {
-                    file: from, part, ..
+                    file: from,
+                    parts,
+                    part,
                 } => {
-                    file = (part.start < part.end).then_some((from, part));
+                    let parts = cut(&parts, &part);
+                    file = (!parts.is_empty()).then_some((from, parts));
                 }
             }
         }
@@ -207,7 +214,7 @@ impl Connection {
         &mut self,
         now_ms: u64,
         head: Vec<u8>,
-        body: Option<(Rc<OwnedFd>, std::ops::Range<u64>)>,
+        body: Option<(Rc<OwnedFd>, VecDeque<Range<u64>>)>,
     ) {
         self.answer = Some(Sending {
             head,
@@ -225,9 +232,12 @@ impl Connection {
                 Next::Bytes(&sending.head[sending.sent..], sending.body.is_some())
             }
             Some(Sending {
-                body: Some((file, part)),
+                body: Some((file, parts)),
                 ..
-            }) => Next::File(file, part.clone()),
+            }) => match parts.front() {
+                Some(part) => Next::File(file, part.clone()),
+                None => Next::Nothing,
+            },
             _ => Next::Nothing,
         }
     }
@@ -240,9 +250,14 @@ impl Connection {
         sending.moved_ms = now_ms;
         if sending.sent < sending.head.len() {
             sending.sent += count;
-        } else if let Some((_, part)) = &mut sending.body {
-            part.start += count as u64;
-            if part.start >= part.end {
+        } else if let Some((_, parts)) = &mut sending.body {
+            if let Some(part) = parts.front_mut() {
+                part.start += count as u64;
+                if part.start >= part.end {
+                    parts.pop_front();
+                }
+            }
+            if parts.is_empty() {
                 sending.body = None;
             }
         }
@@ -282,6 +297,27 @@ impl Connection {
             (None, None) => self.idle_since_ms + IDLE_MS,
         }
     }
+}
+
+/// Bytes of all parts.
+pub fn length_of(parts: &[Range<u64>]) -> u64 {
+    parts.iter().map(|part| part.end - part.start).sum()
+}
+
+/// What is left of the parts if only these of their bytes are wanted.
+fn cut(parts: &[Range<u64>], wanted: &Range<u64>) -> VecDeque<Range<u64>> {
+    let mut before = 0;
+    let mut left = VecDeque::new();
+    for part in parts {
+        let length = part.end - part.start;
+        let from = wanted.start.saturating_sub(before).min(length);
+        let to = wanted.end.saturating_sub(before).min(length);
+        if from < to {
+            left.push_back(part.start + from..part.start + to);
+        }
+        before += length;
+    }
+    left
 }
 
 fn reason(status: u16) -> &'static str {
@@ -353,6 +389,55 @@ mod tests {
             "{got}"
         );
         assert!(connection.is_over());
+    }
+
+    #[test]
+    fn files_are_sent_in_parts() {
+        let parts = [10..20, 50..55, 90..100];
+        let cut = |wanted| Vec::from(cut(&parts, &wanted));
+        assert_eq!(length_of(&parts), 25);
+        assert_eq!(cut(0..25), parts);
+        assert_eq!(cut(12..16), [52..55, 90..91]);
+        assert_eq!(cut(10..15), [parts[1].clone()]);
+        assert_eq!(cut(24..30).first(), Some(&(99..100)));
+        assert_eq!(cut(5..5), []);
+
+        let file: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        let mut connection = Connection::new(0);
+        let body = Body::File {
+            file: Rc::new(file),
+            parts: parts.to_vec(),
+            part: 8..17,
+        };
+        let answer = Answer {
+            status: 206,
+            kind: "x",
+            body,
+        };
+        connection.answer(0, 0, Method::Get, answer);
+        let mut head = Vec::new();
+        let mut sent = Vec::new();
+        loop {
+            let count = match connection.next() {
+                Next::Bytes(bytes, has_more) => {
+                    assert!(has_more);
+                    head.extend_from_slice(bytes);
+                    bytes.len()
+                }
+                Next::File(_, part) => {
+                    sent.push(part.start);
+                    1
+                }
+                Next::Nothing => panic!("there is more"),
+            };
+            if connection.sent(1, count) {
+                break;
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.contains("\r\nContent-Length: 9\r\n"), "{head}");
+        assert!(head.contains("\r\nContent-Range: bytes 8-16/25\r\n"));
+        assert_eq!(sent, [18, 19, 50, 51, 52, 53, 54, 90, 91]);
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! Images are for machines that somebody has adopted (B2). None of it is a secret (S4); the rules
 //! keep strangers from costing anything.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use wiglaf_wire::boot::{AddressService, BootMachine, BootSettings, Mac, Stage};
 
 use super::request::{Method, Request};
-use crate::{script, tftp};
+use crate::card::Card;
+use crate::script::{self, Asked};
+use crate::tftp;
 
 /// A machine that fetched its script may fetch its image for so long, where its address is not
 /// ours to give.
@@ -25,6 +27,10 @@ const LINES_BURST_BYTES: u64 = 256 << 10;
 const LINES_BYTES_PER_S: u64 = 4 << 10;
 /// The first line of an agent's first message.
 const INIT_LINE: &str = "stage init";
+/// The line after that, of a machine with another network card than the one that it says.
+const WHOLE_LINE: &str = "stage whole";
+/// What begins so is some machine's initramfs.
+const INITRAMFS: &str = "initramfs";
 
 /// Where a medium is among the images: in a folder of its own, with its number.
 const MEDIUM_FOLDER: &str = ".medium-";
@@ -83,6 +89,9 @@ pub struct Site {
     by_address: HashMap<Ipv4Addr, usize>,
     granted: HashMap<Ipv4Addr, Grant>,
     buckets: HashMap<Mac, Bucket>,
+    /// Machines for which the drivers of one network card are not enough. Who is forgotten here
+    /// says it again.
+    whole: HashSet<Mac>,
 }
 
 #[derive(Debug)]
@@ -107,6 +116,7 @@ impl Site {
             by_address: HashMap::new(),
             granted: HashMap::new(),
             buckets: HashMap::new(),
+            whole: HashSet::new(),
         };
         site.index();
         site
@@ -120,6 +130,7 @@ impl Site {
         self.granted
             .retain(|_, grant| known.contains_key(&grant.mac));
         self.buckets.retain(|mac, _| known.contains_key(mac));
+        self.whole.retain(|mac| known.contains_key(mac));
     }
 
     fn index(&mut self) {
@@ -167,13 +178,15 @@ impl Site {
         (!is_other).then_some(machine)
     }
 
-    /// Decides about a request.
+    /// Decides about a request. `initramfs_for`: the file of an image that a machine with this
+    /// card needs, if it need not be the whole one.
     pub fn decide(
         &mut self,
         now_ms: u64,
         asker: Asker,
         request: &Request,
         body: &[u8],
+        initramfs_for: &mut dyn FnMut(&str, Card) -> Option<String>,
     ) -> Decision {
         let mut parts = request.path.split('/').skip(1);
         let place = parts.next();
@@ -185,7 +198,8 @@ impl Site {
             }
             _ if is_post => Decision::Refused(405, "nothing can be posted there"),
             (Some("script"), Some(mac), None, None) => {
-                self.script(now_ms, asker, mac, &request.query)
+                let asked = Asked::parse(&request.query);
+                self.script(now_ms, asker, mac, asked, initramfs_for)
             }
             (Some("loader"), Some(name), None, None) => match tftp::loader_named(name) {
                 Some(loader) => Decision::Loader(loader),
@@ -199,7 +213,14 @@ impl Site {
         }
     }
 
-    fn script(&mut self, now_ms: u64, asker: Asker, mac: &str, query: &str) -> Decision {
+    fn script(
+        &mut self,
+        now_ms: u64,
+        asker: Asker,
+        mac: &str,
+        asked: Asked,
+        initramfs_for: &mut dyn FnMut(&str, Card) -> Option<String>,
+    ) -> Decision {
         let Ok(mac) = mac.parse::<Mac>() else {
             return Decision::Refused(404, "that is no Ethernet address");
         };
@@ -212,8 +233,7 @@ impl Site {
         let from = SocketAddrV4::new(interface.address, self.settings.http_port);
         let seen = asker.hardware;
         let Some(machine) = self.machine(mac) else {
-            let asked = query.strip_prefix("asked=").and_then(|n| n.parse().ok());
-            let text = script::unknown(from, mac, asked.unwrap_or(0));
+            let text = script::unknown(from, mac, asked);
             return Decision::Script { text, seen };
         };
         let is_proxy = self.is_proxy(asker);
@@ -223,10 +243,13 @@ impl Site {
             return Decision::Refused(403, "that is another machine's script");
         }
         let text = if !is_proxy && machine.address != asker.address {
-            script::readdress(from, machine)
+            script::readdress(from, machine, asked)
         } else {
-            script::boot(from, machine).unwrap_or_else(|| {
-                script::wait(from, mac, "there is no image yet: wiglaf image build")
+            let card = asked.card.filter(|_| !self.whole.contains(&mac));
+            let initramfs = card.and_then(|card| initramfs_for(&machine.image, card));
+            script::boot(from, machine, asked, initramfs.as_deref()).unwrap_or_else(|| {
+                let why = "there is no image yet: wiglaf image build";
+                script::wait(from, mac, asked, why)
             })
         };
         if is_proxy && (self.granted.len() < MAX_GRANTS || self.forget_grants(now_ms)) {
@@ -256,7 +279,7 @@ impl Site {
         }
         let stage = match file {
             "kernel" => Some(Stage::Kernel),
-            "initramfs" => Some(Stage::Initramfs),
+            file if file.starts_with(INITRAMFS) => Some(Stage::Initramfs),
             _ => None,
         };
         Decision::Image {
@@ -302,6 +325,9 @@ impl Site {
         let text = String::from_utf8_lossy(body);
         let mut lines = text.lines().peekable();
         let is_first = lines.next_if(|line| line.trim() == INIT_LINE).is_some();
+        if is_first && lines.next_if(|line| line.trim() == WHOLE_LINE).is_some() {
+            self.whole.insert(mac);
+        }
         let lines = lines.take(MAX_LINES).map(shown).collect();
         Decision::Lines {
             mac,

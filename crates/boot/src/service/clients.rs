@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use wiglaf_link::{Interest, Ready, Token};
 use wiglaf_wire::boot::{FromBoot, Mac, Stage};
 
 use super::{Service, Watched};
-use crate::http::connection::{Answer, Body, Connection, Next};
+use crate::http::connection::{Answer, Body, Connection, Next, length_of};
 use crate::http::request::{Method, Request};
 use crate::http::site::{Asker, Decision};
 
@@ -212,7 +213,13 @@ impl Service {
             address: peer,
             hardware: self.neighbours.mac_of(&name, peer),
         };
-        match self.site.decide(self.now_ms, asker, request, body) {
+        let files = &mut self.files;
+        let mut initramfs_for = |image: &str, card| files.initramfs_for(image, card);
+        let now_ms = self.now_ms;
+        match self
+            .site
+            .decide(now_ms, asker, request, body, &mut initramfs_for)
+        {
             Decision::Script { text, seen } => {
                 if let Some(mac) = seen {
                     self.renew_lease(mac);
@@ -226,9 +233,10 @@ impl Service {
                 (answer, seen.map(|mac| (mac, Stage::Script)))
             }
             Decision::Loader(loader) => match self.files.loader(loader) {
-                Ok(found) => {
+                Ok((file, length)) => {
                     let seen = self.site.mac_at(asker).map(|mac| (mac, Stage::Loader));
-                    of_file(request, found, kind_of(loader), seen)
+                    let whole = std::iter::once(0..length).collect();
+                    of_file(request, (file, whole), kind_of(loader), seen)
                 }
                 Err(errno) => (missing(errno), None),
             },
@@ -248,7 +256,6 @@ impl Service {
                 is_first,
             } => {
                 if is_first {
-                    let now_ms = self.now_ms;
                     self.outlet.seen(now_ms, mac, Stage::Init, &name, peer);
                 }
                 if !lines.is_empty() {
@@ -369,10 +376,11 @@ impl Service {
 
 fn of_file(
     request: &Request,
-    (file, whole): (Rc<OwnedFd>, u64),
+    (file, parts): (Rc<OwnedFd>, Vec<Range<u64>>),
     kind: &'static str,
     seen: Option<(Mac, Stage)>,
 ) -> (Answer, Option<(Mac, Stage)>) {
+    let whole = length_of(&parts);
     let (status, part) = match request.range.map(|range| range.of(whole)) {
         None => (200, 0..whole),
         Some(Some(part)) => (206, part),
@@ -380,7 +388,7 @@ fn of_file(
     };
     // Who has the end has all, as far as anybody can tell.
     let seen = seen.filter(|_| status != 416 && part.end == whole);
-    let body = Body::File { file, part, whole };
+    let body = Body::File { file, parts, part };
     (Answer { status, kind, body }, seen)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::{Rc, Weak};
@@ -10,12 +11,18 @@ use std::rc::{Rc, Weak};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::card::{Card, Cards, MAX_LIST_BYTES};
 use crate::tftp::{self, LOADERS};
 
 /// A boot program is some hundred kilobytes.
 const MAX_LOADER_BYTES: u64 = 16 << 20;
 /// Files that are remembered as open, before those that nobody reads are forgotten.
 const MAX_REMEMBERED: usize = 64;
+/// Images whose lists of cards are kept.
+const MAX_LISTS: usize = 8;
+/// The names that images have for them.
+const INITRAMFS: &str = "initramfs";
+const CARDS: &str = "cards";
 
 /// Where the files are.
 #[derive(Debug)]
@@ -24,6 +31,8 @@ pub(super) struct Files {
     loaders: Vec<OwnedFd>,
     open: HashMap<String, Weak<OwnedFd>>,
     programs: HashMap<&'static str, Program>,
+    /// By image, whose name is of what is in it: another list would have another.
+    lists: HashMap<String, Cards>,
 }
 
 /// A boot program in memory, as long as somebody fetches it by TFTP.
@@ -48,6 +57,7 @@ impl Files {
                 .collect(),
             open: HashMap::new(),
             programs: HashMap::new(),
+            lists: HashMap::new(),
         })
     }
 
@@ -58,8 +68,57 @@ impl Files {
             .filter(|loader| self.find(loader).is_ok())
     }
 
-    /// A file of an image, and its length. Readers share a descriptor.
-    pub(super) fn image(&mut self, image: &str, file: &str) -> Result<(Rc<OwnedFd>, u64), Errno> {
+    /// The file of an image that a machine with this card needs; none if that is the whole
+    /// initramfs.
+    pub(super) fn initramfs_for(&mut self, image: &str, card: Card) -> Option<String> {
+        let (_, whole) = self.open_image(image, INITRAMFS).ok()?;
+        let list = self.list(image)?;
+        let file = list.file_for(card)?;
+        list.parts_of(file, whole)?;
+        Some(file.to_owned())
+    }
+
+    /// A file of an image, and what it is of that. Readers share a descriptor.
+    pub(super) fn image(
+        &mut self,
+        image: &str,
+        file: &str,
+    ) -> Result<(Rc<OwnedFd>, Vec<Range<u64>>), Errno> {
+        match self.open_image(image, file) {
+            Ok((open, length)) => Ok((open, std::iter::once(0..length).collect())),
+            // It may be one that is put together.
+            Err(errno) if file.starts_with(INITRAMFS) => {
+                let (open, whole) = self.open_image(image, INITRAMFS)?;
+                let list = self.list(image).ok_or(errno)?;
+                let parts = list.parts_of(file, whole).ok_or(errno)?;
+                Ok((open, parts.to_vec()))
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The image's list of cards, if it has one.
+    fn list(&mut self, image: &str) -> Option<&Cards> {
+        if !self.lists.contains_key(image) {
+            let path = format!("{image}/{CARDS}");
+            let open = open_file(
+                &self.images,
+                &path,
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+            );
+            let mut text = String::new();
+            let file = File::from(open.ok()?);
+            file.take(MAX_LIST_BYTES).read_to_string(&mut text).ok()?;
+            let list = Cards::parse(&text)?;
+            if self.lists.len() >= MAX_LISTS {
+                self.lists.clear();
+            }
+            self.lists.insert(image.to_owned(), list);
+        }
+        self.lists.get(image)
+    }
+
+    fn open_image(&mut self, image: &str, file: &str) -> Result<(Rc<OwnedFd>, u64), Errno> {
         let path = format!("{image}/{file}");
         let open = match self.open.get(&path).and_then(Weak::upgrade) {
             Some(open) => open,
@@ -154,8 +213,8 @@ mod tests {
         std::os::unix::fs::symlink("../../secret", images.join("a-1/link")).unwrap();
         std::os::unix::fs::symlink("a-1", images.join("alias")).unwrap();
         let mut files = Files::open(&images, &[]).unwrap();
-        let (first, length) = files.image("a-1", "kernel").unwrap();
-        assert_eq!(length, 6);
+        let (first, parts) = files.image("a-1", "kernel").unwrap();
+        assert_eq!(parts.first(), Some(&(0..6)));
         let (second, _) = files.image("a-1", "kernel").unwrap();
         assert!(Rc::ptr_eq(&first, &second));
         for (image, file) in [
@@ -167,6 +226,43 @@ mod tests {
         ] {
             assert!(files.image(image, file).is_err(), "{image}/{file}");
         }
+    }
+
+    #[test]
+    fn an_initramfs_is_put_together_for_a_card() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = directory.path();
+        let list = "file initramfs-0a 0-4 8-9\ncard 8086-100e initramfs-0a\n";
+        for (image, list) in [("new", Some(list)), ("old", None), ("odd", Some("x"))] {
+            let dir = images.join(image);
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::write(dir.join("initramfs"), b"0123456789").unwrap();
+            if let Some(list) = list {
+                std::fs::write(dir.join("cards"), list).unwrap();
+            }
+        }
+        let mut files = Files::open(images, &[]).unwrap();
+        let card: Card = "8086-100e".parse().unwrap();
+        let found = files.initramfs_for("new", card);
+        assert_eq!(found.as_deref(), Some("initramfs-0a"));
+        let other = "8086-100f".parse().unwrap();
+        assert_eq!(files.initramfs_for("new", other), None);
+        let (whole, parts) = files.image("new", "initramfs").unwrap();
+        assert_eq!(parts.first(), Some(&(0..10)));
+        let (same, parts) = files.image("new", "initramfs-0a").unwrap();
+        assert!(Rc::ptr_eq(&whole, &same));
+        assert_eq!(parts, [0..4, 8..9]);
+        assert!(files.image("new", "initramfs-0b").is_err());
+        // As earlier versions built them, damaged, and gone.
+        for image in ["old", "odd", "none"] {
+            assert_eq!(files.initramfs_for(image, card), None);
+            assert!(files.image(image, "initramfs-0a").is_err());
+        }
+        // What was promised is not there any more.
+        drop((whole, same));
+        std::fs::write(images.join("new/initramfs"), b"012345").unwrap();
+        assert_eq!(files.initramfs_for("new", card), None);
+        assert!(files.image("new", "initramfs-0a").is_err());
     }
 
     #[test]

@@ -89,6 +89,16 @@ pub(super) const COMPANIONS: &[(&str, &str)] = &[
     ("tg3", "broadcom"),
 ];
 
+/// Cards that appear only while Linux starts: a virtual machine's hypervisor then takes away the one
+/// that the firmware knew. So no card tells that they are needed.
+pub(super) const UNFORESEEN: &[&str] = &["xen_netfront"];
+
+/// A card that is a bus with another behind it: by which driver, and what drives the other.
+pub(super) const BEHIND: &[(&str, &str)] = &[("virtio_pci", "virtio_net")];
+
+/// What all of USB depends on.
+pub(super) const USB: &str = "usbcore";
+
 /// Loaded with `--disk`.
 pub(super) const FILE_SYSTEMS: &[&str] = &["ext4", "loop", "sd_mod", "squashfs", "vfat"];
 
@@ -140,6 +150,10 @@ mod tests {
                 .iter()
                 .all(|(driver, _)| NETWORK.contains(driver))
         );
+        assert!(UNFORESEEN.iter().all(|driver| NETWORK.contains(driver)));
+        for (bus, driver) in BEHIND {
+            assert!(BUSES.contains(bus) && NETWORK.contains(driver));
+        }
     }
 
     #[test]

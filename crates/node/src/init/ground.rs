@@ -67,8 +67,9 @@ const fn place(
 
 /// What the kernel is set to. A kernel that lacks one of them does without.
 const SETTINGS: [(&str, &str); 9] = [
-    // Else it drops lines of ours when there are many.
-    ("kernel/printk_devkmsg", "on"),
+    // Else it drops lines of ours when there are more than ten in five seconds. It refuses the word
+    // without the end of a line.
+    ("kernel/printk_devkmsg", "on\n"),
     // What is more urgent than information goes to the consoles: warnings, and our lines.
     ("kernel/printk", "6 4 1 6"),
     // Nodes' blocks of PIDs are above the head's own.

@@ -1,10 +1,13 @@
 //! Devices that appear while the machine runs, as the kernel tells of them.
 
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+use super::modules::{Loaded, Modules};
 
 /// The kernel's own events; the other group is udev's.
 const KERNEL_GROUP: u32 = 1;
@@ -12,7 +15,11 @@ const MAX_EVENT: usize = 8 << 10;
 const EVENTS_PER_TURN: usize = 256;
 
 /// The socket that they come by.
-pub(super) struct Hotplug(OwnedFd);
+pub(super) struct Hotplug {
+    socket: OwnedFd,
+    /// The kernel has dropped some.
+    has_lost: bool,
+}
 
 impl Hotplug {
     pub(super) fn open() -> Result<Hotplug, Errno> {
@@ -21,18 +28,36 @@ impl Hotplug {
         let family = AddressFamily::NETLINK;
         let socket = rustix::net::socket_with(family, kind, flags, Some(KOBJECT_UEVENT))?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
-        Ok(Hotplug(socket))
+        Ok(Hotplug {
+            socket,
+            has_lost: false,
+        })
+    }
+
+    /// Loads what devices ask for that have come since the last call, and those that come of that.
+    pub(super) fn load(&mut self, modules: &mut Modules, loaded: &mut Loaded) {
+        loop {
+            let devices = self.devices();
+            for device in &devices {
+                modules.load_for(device, loaded);
+            }
+            if mem::take(&mut self.has_lost) {
+                modules.load_for_devices(loaded);
+            } else if devices.is_empty() {
+                return;
+            }
+        }
     }
 
     /// The names for their drivers of devices that have come since the last call.
-    pub(super) fn devices(&mut self) -> Vec<String> {
+    fn devices(&mut self) -> Vec<String> {
         let mut found = Vec::new();
         let mut buffer = vec![0; MAX_EVENT];
         for _ in 0..EVENTS_PER_TURN {
-            match rustix::net::recv(&self.0, &mut buffer[..], RecvFlags::empty()) {
+            match rustix::net::recv(&self.socket, &mut buffer[..], RecvFlags::empty()) {
                 Ok((length, _)) => found.extend(added(&buffer[..length]).map(str::to_owned)),
-                // The kernel has dropped some: they get no driver until they are plugged anew.
-                Err(Errno::NOBUFS | Errno::INTR) => {}
+                Err(Errno::NOBUFS) => self.has_lost = true,
+                Err(Errno::INTR) => {}
                 Err(_) => break,
             }
         }
@@ -42,7 +67,7 @@ impl Hotplug {
 
 impl AsFd for Hotplug {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

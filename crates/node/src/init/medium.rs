@@ -86,7 +86,7 @@ fn ask(
     shown: &mut String,
     journal: &mut Journal,
 ) -> Result<bool, KexecError> {
-    let script = power::fetch_script(boot, home.mac)?;
+    let script = power::fetch_script(boot, home.mac, None)?;
     let answer = read(&script, image);
     let words = words(&script);
     if matches!(answer, Answer::Readdress | Answer::Wait) && words != *shown {

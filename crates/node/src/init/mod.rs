@@ -4,6 +4,7 @@
 //! It brings the machine as far as an agent, says on the console what keeps it from that, and
 //! never gives up: whatever is missing may still come. [`supervise`] is its life afterwards.
 
+mod card;
 mod cmdline;
 mod dhcp;
 mod entropy;
@@ -22,6 +23,7 @@ mod supervise;
 
 use std::convert::Infallible;
 use std::fs;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +31,7 @@ use rustix::time::{ClockId, clock_gettime};
 use wiglaf_linux::process::set_process_title;
 
 use cmdline::CommandLine;
+use hotplug::Hotplug;
 pub(crate) use http::get as fetch;
 use journal::Journal;
 use modules::{Loaded, Modules};
@@ -77,15 +80,28 @@ fn live() -> Infallible {
         journal.say(problem);
     }
     let mut modules = Modules::read();
-    modules.load_always().tell(&mut journal);
-    let (mut network, mut home) = find_home(&line, &mut modules, &mut journal);
+    // Without it devices are only searched for.
+    let mut hotplug = Hotplug::open().ok();
+    let (mut network, mut home) = find_home(&line, &mut modules, hotplug.as_mut(), &mut journal);
     journal.say(format_args!("the head is at {}", home.head));
     if let Some(name) = &home.host_name
         && let Err(error) = network::set_host_name(name)
     {
         journal.say(format_args!("can't be called {name}: {error}"));
     }
-    match home.boot.map(|boot| Report::start(boot, home.mac)) {
+    let absent = modules.absent();
+    if !absent.is_empty() {
+        journal.say(format_args!(
+            "another network card here needs {}, which this start's initramfs does not have: the \
+             next one's does",
+            absent.join(" ")
+        ));
+    }
+    let wants_whole = !absent.is_empty();
+    match home
+        .boot
+        .map(|boot| Report::start(boot, home.mac, wants_whole))
+    {
         Some(Ok(report)) => journal.report_by(report),
         Some(Err(errno)) => journal.say(format_args!("can't tell the head of this: {errno}")),
         None => {}
@@ -101,6 +117,7 @@ fn live() -> Infallible {
     let mut supervisor = Supervisor {
         journal,
         modules,
+        hotplug,
         network,
         home,
         authority,
@@ -116,7 +133,12 @@ fn live() -> Infallible {
 }
 
 /// Loads drivers, waits for cables and asks for an address, until one comes with a head.
-fn find_home(line: &CommandLine, modules: &mut Modules, journal: &mut Journal) -> (Network, Home) {
+fn find_home(
+    line: &CommandLine,
+    modules: &mut Modules,
+    mut hotplug: Option<&mut Hotplug>,
+    journal: &mut Journal,
+) -> (Network, Home) {
     let mut network = loop {
         match Network::open(line.clone(), now_ms()) {
             Ok(network) => break network,
@@ -127,30 +149,43 @@ fn find_home(line: &CommandLine, modules: &mut Modules, journal: &mut Journal) -
         }
     };
     let mut look_at = 0;
+    let mut has_always = false;
     loop {
         let now = now_ms();
+        let mut loaded = Loaded::default();
         if look_at <= now {
-            let loaded = modules.load_for_devices();
-            // What a driver has found may want one, too.
-            look_at = if loaded.names.is_empty() {
-                now + DEVICE_PERIOD_MS
-            } else {
-                0
-            };
-            loaded.tell(journal);
+            modules.load_for_devices(&mut loaded);
+            // What a driver has found may want one, too: the kernel tells.
+            let is_over = loaded.names.is_empty() || hotplug.is_some();
+            look_at = if is_over { now + DEVICE_PERIOD_MS } else { 0 };
         }
+        if let Some(hotplug) = &mut hotplug {
+            hotplug.load(modules, &mut loaded);
+        }
+        loaded.tell(journal);
         network.find_cards(now, journal);
         if let Some(home) = network.step(now, journal) {
             network.keep(&home.card);
             return (network, home);
         }
         network.explain(now, journal);
+        if !has_always {
+            // Only now, while a cable comes up or somebody answers.
+            modules.load_always().tell(journal);
+            has_always = true;
+            continue;
+        }
+        if look_at == 0 {
+            continue;
+        }
         let wait = network
             .deadline()
             .map(|at| Duration::from_millis(at.saturating_sub(now_ms())))
             .map_or(LOOK_PERIOD, |wait| wait.min(LOOK_PERIOD));
+        let devices = hotplug.as_ref().map(|hotplug| hotplug.as_fd());
         let mut sockets: Vec<_> = network
             .sockets()
+            .chain(devices)
             .map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN))
             .collect();
         // Too early is no harm.
@@ -202,7 +237,11 @@ fn parse_authority(text: &str) -> Option<[u8; 32]> {
 impl Loaded {
     fn tell(&self, journal: &mut Journal) {
         if !self.names.is_empty() {
-            journal.say(format_args!("loaded {}", self.names.join(" ")));
+            journal.say(format_args!(
+                "loaded {} ({} ms)",
+                self.names.join(" "),
+                self.took.as_millis()
+            ));
         }
         for failure in &self.failures {
             journal.say(format_args!("can't load the module {failure}"));

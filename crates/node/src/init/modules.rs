@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::system::finit_module;
@@ -18,6 +19,8 @@ const BY_ALIAS: &str = "/etc/wiglaf/modules.alias";
 const DEVICES: &str = "/sys/devices";
 /// Devices stand below their buses, which stand below theirs.
 const MAX_DEPTH: usize = 24;
+/// Each device has one, with nothing in it that is sought.
+const POWER: &str = "power";
 /// The kernel unpacks the module itself (linux/module.h).
 const COMPRESSED: i32 = 4;
 
@@ -29,6 +32,8 @@ pub(super) struct Modules {
     seen: BTreeSet<String>,
     /// Modules that were tried.
     tried: BTreeSet<PathBuf>,
+    /// Drivers of network cards here that only the whole initramfs has.
+    absent: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +47,8 @@ struct Alias {
 pub(super) struct Loaded {
     /// Names of those that are loaded now.
     pub(super) names: Vec<String>,
+    /// How long that took.
+    pub(super) took: Duration,
     /// Those that are not, and why.
     pub(super) failures: Vec<String>,
 }
@@ -68,15 +75,13 @@ impl Modules {
     }
 
     /// Loads what devices ask for that were not there before. A bus that gets its driver has more
-    /// devices, so this is to be called until nothing is new.
-    pub(super) fn load_for_devices(&mut self) -> Loaded {
+    /// devices, so this is to be called until nothing is new, or the kernel to be heard.
+    pub(super) fn load_for_devices(&mut self, loaded: &mut Loaded) {
         let mut names = BTreeSet::new();
         collect(Path::new(DEVICES), MAX_DEPTH, &mut names);
-        let mut loaded = Loaded::default();
         for name in names {
-            self.load_for(&name, &mut loaded);
+            self.load_for(&name, loaded);
         }
-        loaded
     }
 
     /// Loads what this device asks for.
@@ -87,9 +92,23 @@ impl Modules {
         let wanted: Vec<PathBuf> = wanted(&self.aliases, device)
             .map(Path::to_path_buf)
             .collect();
-        for path in wanted {
+        // The list is of all modules that there are, and this machine was sent what the card needs
+        // that it starts by.
+        let (there, missing): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|path| path.exists());
+        for path in there {
             self.load(&path, loaded);
         }
+        // Before a driver comes what it depends on.
+        if let Some(driver) = missing.last()
+            && is_network_card(device)
+        {
+            self.absent.insert(module_name(driver));
+        }
+    }
+
+    /// Drivers that another network card of this machine needs, and that it was not sent.
+    pub(super) fn absent(&self) -> Vec<&str> {
+        self.absent.iter().map(String::as_str).collect()
     }
 
     fn load(&mut self, path: &Path, loaded: &mut Loaded) {
@@ -97,8 +116,12 @@ impl Modules {
             return;
         }
         let name = module_name(path);
+        let began = Instant::now();
         match insert(path) {
-            Ok(()) => loaded.names.push(name),
+            Ok(()) => {
+                loaded.names.push(name);
+                loaded.took += began.elapsed();
+            }
             // It is there, or a part of this kernel.
             Err(Errno::EXIST) => {}
             Err(errno) => loaded.failures.push(format!("{name}: {errno}")),
@@ -148,10 +171,16 @@ fn collect(directory: &Path, depth: usize, names: &mut BTreeSet<String>) {
     };
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         // Links lead to devices that stand elsewhere below.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_directory && entry.file_name() != POWER {
             collect(&entry.path(), depth, names);
         }
     }
+}
+
+/// By PCI's class.
+fn is_network_card(device: &str) -> bool {
+    device.starts_with("pci:") && device.contains("bc02")
 }
 
 /// As `fnmatch(3)` without flags: `*`, `?` and `[…]`.
@@ -252,9 +281,9 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_not_there_is_told_once() {
+    fn a_module_that_can_not_be_loaded_is_told_once() {
         let mut modules = Modules {
-            aliases: parse_aliases("a* /none/such.ko"),
+            aliases: parse_aliases("a* /dev/null"),
             ..Modules::default()
         };
         let mut loaded = Loaded::default();
@@ -262,6 +291,27 @@ mod tests {
             modules.load_for(device, &mut loaded);
         }
         assert_eq!(loaded.failures.len(), 1, "{loaded:?}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_missed_for_network_cards_only() {
+        let mut modules = Modules {
+            aliases: parse_aliases("pci:* /none/mii.ko\npci:* /none/such.ko\nusb:* /none/other.ko"),
+            ..Modules::default()
+        };
+        let mut loaded = Loaded::default();
+        modules.load_for(
+            "pci:v00008086d00001E31sv00001AF4sd00001100bc0Csc03i30",
+            &mut loaded,
+        );
+        modules.load_for("usb:v0BDAp8153", &mut loaded);
+        assert!(modules.absent().is_empty());
+        modules.load_for(
+            "pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00",
+            &mut loaded,
+        );
+        assert_eq!(modules.absent(), ["such"]);
+        assert_eq!(loaded, Loaded::default());
     }
 
     proptest! {

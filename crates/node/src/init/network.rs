@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{set_socket_broadcast, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use wiglaf_linux::raw_socket::bind_to_device;
@@ -25,6 +26,8 @@ const ETHERNET: &str = "1";
 /// The class of network controllers.
 const PCI_NETWORK: &str = "0x02";
 
+/// `RTMGRP_LINK`.
+const LINK_GROUP: u32 = 1;
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
 const MAX_PACKET: usize = 2048;
@@ -70,6 +73,8 @@ pub(super) struct Home {
 /// All cards, until one has led to the head.
 pub(super) struct Network {
     route: RouteSocket,
+    /// Wakes whoever waits when a cable is plugged in; without it, that is looked for.
+    links: Option<OwnedFd>,
     cards: Vec<Card>,
     /// Names that no socket can be had for, so that this is told once.
     broken: Vec<String>,
@@ -85,6 +90,7 @@ impl Network {
         route.set_up("lo")?;
         Ok(Network {
             route,
+            links: open_links().ok(),
             cards: Vec::new(),
             broken: Vec::new(),
             line,
@@ -144,7 +150,8 @@ impl Network {
 
     /// What may have packets.
     pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.cards.iter().map(|card| card.socket.as_fd())
+        let cards = self.cards.iter().map(|card| card.socket.as_fd());
+        cards.chain(self.links.as_ref().map(AsFd::as_fd))
     }
 
     /// When [`Network::step`] is due.
@@ -155,6 +162,9 @@ impl Network {
 
     /// Takes packets, sends some. Returns where the machine is when that is known or new.
     pub(super) fn step(&mut self, now_ms: u64, journal: &mut Journal) -> Option<Home> {
+        if let Some(links) = &self.links {
+            empty(links);
+        }
         let mut home = None;
         for index in 0..self.cards.len() {
             if !self.may_use(index, now_ms) {
@@ -428,6 +438,25 @@ fn open_socket(name: &str) -> Result<OwnedFd, Errno> {
     let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
     rustix::net::bind(&socket, &any)?;
     Ok(socket)
+}
+
+/// The kernel tells there what becomes of network devices.
+fn open_links() -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrNetlink::new(0, LINK_GROUP))?;
+    Ok(socket)
+}
+
+/// What it says is looked up where it is.
+fn empty(links: &OwnedFd) {
+    let mut buffer = [0; MAX_PACKET];
+    for _ in 0..PACKETS_PER_TURN {
+        match rustix::net::recv(links, &mut buffer[..], RecvFlags::empty()) {
+            Ok(_) | Err(Errno::NOBUFS | Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 fn receive(card: &mut Card, now_ms: u64, outputs: &mut Vec<Output>) {

@@ -19,6 +19,7 @@ use wiglaf_wire::boot::Mac;
 
 use super::cmdline::CommandLine;
 use super::http::{self, HttpError};
+use super::network::Home;
 use super::room::{self, RoomError};
 
 /// Larger ones are no kernels of ours.
@@ -26,6 +27,8 @@ const MAX_IMAGE_BYTES: u64 = 1 << 30;
 const MAX_SCRIPT_BYTES: u64 = 64 << 10;
 /// As the kernel's own bound is at most (COMMAND_LINE_SIZE).
 const MAX_COMMAND_LINE: usize = 2048;
+/// The initramfs of any machine.
+const WHOLE_INITRAMFS: &str = "initramfs";
 /// As many of an image's name are of its digest.
 const ID_DIGITS: usize = 12;
 
@@ -92,23 +95,30 @@ pub(super) struct Next {
     initramfs: String,
 }
 
-/// Fetches what this machine would boot by its firmware, and loads it.
+/// Fetches what this machine would boot by its firmware, and loads it. Returns the initramfs's
+/// name.
 pub(super) fn load_next(
-    boot: Option<SocketAddrV4>,
-    mac: Mac,
+    home: &Home,
+    card: Option<&str>,
     line: &CommandLine,
-) -> Result<(), KexecError> {
-    let boot = boot.ok_or(KexecError::NoService)?;
-    let script = fetch_script(boot, mac)?;
-    Next::parse(&script)
-        .ok_or(KexecError::Script)?
-        .load(boot, line)
+) -> Result<String, KexecError> {
+    let boot = home.boot.ok_or(KexecError::NoService)?;
+    let script = fetch_script(boot, home.mac, card)?;
+    let next = Next::parse(&script).ok_or(KexecError::Script)?;
+    next.load(boot, line)?;
+    Ok(next.file().unwrap_or_default().to_owned())
 }
 
-/// What the boot service would have this machine's iPXE do.
-pub(super) fn fetch_script(boot: SocketAddrV4, mac: Mac) -> Result<String, HttpError> {
+/// What the boot service would have this machine's iPXE do. `card`: with an initramfs for this
+/// network card, else the whole one.
+pub(super) fn fetch_script(
+    boot: SocketAddrV4,
+    mac: Mac,
+    card: Option<&str>,
+) -> Result<String, HttpError> {
     let mut script = Vec::new();
-    let path = format!("/script/{mac}");
+    let query = card.map(|card| format!("?card={card}")).unwrap_or_default();
+    let path = format!("/script/{mac}{query}");
     http::get(boot, &path, MAX_SCRIPT_BYTES, &mut script)?;
     Ok(String::from_utf8_lossy(&script).into_owned())
 }
@@ -151,14 +161,13 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Whether an image's name ends in the beginning of the digest of both its files' digests, as
-/// `wiglaf image build` makes it. On the wire it guards against accidents only: who forges the
-/// files forges the name.
-fn is_of_name(image: &str, kernel: &str, initramfs: &str) -> bool {
+/// Whether a name ends in the beginning of the digest of both files' digests, as `wiglaf image
+/// build` makes an image's, and that of an initramfs for certain cards. On the wire it guards
+/// against accidents only: who forges the files forges the name.
+fn is_of_name(name: &str, kernel: &str, initramfs: &str) -> bool {
     let both = format!("{kernel}{initramfs}");
     let whole = hex(digest(&SHA256, both.as_bytes()).as_ref());
-    image
-        .rsplit_once('-')
+    name.rsplit_once('-')
         .is_some_and(|(_, digits)| digits.len() >= ID_DIGITS && whole.starts_with(digits))
 }
 
@@ -182,13 +191,30 @@ impl Next {
         path.strip_suffix("/kernel")
     }
 
+    /// The name that both files' digest is in: that of an initramfs for certain cards, or the
+    /// image's.
+    fn name(&self) -> Option<&str> {
+        let file = self.file()?;
+        if file == WHOLE_INITRAMFS {
+            self.image()
+        } else {
+            Some(file)
+        }
+    }
+
+    /// The initramfs's name.
+    fn file(&self) -> Option<&str> {
+        Some(self.initramfs.rsplit_once('/')?.1)
+    }
+
     /// Fetches and loads it. What only this machine's own command line says of the way to the head
     /// is passed on.
     pub(super) fn load(&self, boot: SocketAddrV4, line: &CommandLine) -> Result<(), KexecError> {
         let (kernel, kernel_digest) = fetch(boot, &self.kernel)?;
         let (initramfs, initramfs_digest) = fetch(boot, &self.initramfs)?;
         let image = self.image().ok_or(KexecError::Script)?;
-        if !is_of_name(image, &kernel_digest, &initramfs_digest) {
+        let name = self.name().ok_or(KexecError::Script)?;
+        if !is_of_name(name, &kernel_digest, &initramfs_digest) {
             return Err(KexecError::Damaged(image.to_owned()));
         }
         let mut arguments = self.arguments.clone();
@@ -246,6 +272,17 @@ mod tests {
         assert_eq!(next.arguments, "BOOTIF=01-52-54 console=ttyS0");
         assert_eq!(next.initramfs, "http://10.7.0.1:7480/image/a-1/initramfs");
         assert_eq!(next.image(), Some("a-1"));
+        assert_eq!(next.name(), Some("a-1"));
+        let other = script.replace(
+            "initrd http://10.7.0.1:7480/image/a-1/initramfs",
+            "initrd --name initramfs http://10.7.0.1:7480/image/a-1/initramfs-0a",
+        );
+        let next = Next::parse(&other).unwrap();
+        assert_eq!(
+            next.initramfs,
+            "http://10.7.0.1:7480/image/a-1/initramfs-0a"
+        );
+        assert_eq!(next.name(), Some("initramfs-0a"));
         assert_eq!(Next::parse("#!ipxe\necho kernel\nsleep 5\n"), None);
     }
 

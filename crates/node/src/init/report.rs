@@ -19,6 +19,8 @@ use crate::agent::step_clock;
 
 /// Says to the boot service that this machine's kernel runs.
 const GREETING: &str = "stage init";
+/// After that: the drivers of the card that it starts by are not enough.
+const WANTS_WHOLE: &str = "stage whole";
 /// Lines that come together go together.
 const GATHER: Duration = Duration::from_millis(300);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -38,8 +40,13 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Starts it. The caller has one thread.
-    pub(super) fn start(server: SocketAddrV4, mac: Mac) -> Result<Report, Errno> {
+    /// Starts it. The caller has one thread. `wants_whole`: at its next start the machine is to be
+    /// sent the whole initramfs.
+    pub(super) fn start(
+        server: SocketAddrV4,
+        mac: Mac,
+        wants_whole: bool,
+    ) -> Result<Report, Errno> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
         match fork()? {
             Fork::Child => {
@@ -47,7 +54,7 @@ impl Report {
                 // Init's would start the machine anew.
                 drop(std::panic::take_hook());
                 let _ = set_process_title("wiglaf: boot log");
-                deliver(File::from(reader), server, mac);
+                deliver(File::from(reader), server, mac, wants_whole);
                 std::process::exit(0)
             }
             Fork::Parent { pidfd, .. } => {
@@ -86,10 +93,14 @@ fn path(mac: Mac) -> String {
     format!("/lines/{mac}")
 }
 
-fn deliver(reader: File, server: SocketAddrV4, mac: Mac) {
+fn deliver(reader: File, server: SocketAddrV4, mac: Mac, wants_whole: bool) {
     let path = path(mac);
     let mut lines = BufReader::new(reader);
     let mut text = format!("{GREETING}\n");
+    if wants_whole {
+        text.push_str(WANTS_WHOLE);
+        text.push('\n');
+    }
     let mut is_clock_set = false;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -189,7 +200,7 @@ mod tests {
         let mut writer = File::from(writer);
         writer.write_all(b"one\ntwo\n").unwrap();
         let life = std::thread::spawn(move || {
-            deliver(File::from(reader), server, Mac([2, 0, 0, 0, 0, 1]));
+            deliver(File::from(reader), server, Mac([2, 0, 0, 0, 0, 1]), true);
         });
         let mut bodies = Vec::new();
         for _ in 0..3 {
@@ -220,6 +231,9 @@ mod tests {
             }
         }
         life.join().unwrap();
-        assert_eq!(bodies, ["stage init\n", "one\ntwo\n", "three\n"]);
+        assert_eq!(
+            bodies,
+            ["stage init\nstage whole\n", "one\ntwo\n", "three\n"]
+        );
     }
 }

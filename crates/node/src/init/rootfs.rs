@@ -76,8 +76,9 @@ enum SystemError {
     )]
     Memory { free_mb: u64, size_mb: u64 },
     #[error(
-        "what the head has as the system of {image} is not what this image was built with; if \
-         this machine was given another image meanwhile, start it anew"
+        "what the head has as the system of {image} is not what this image was built with. If \
+         this machine was given another image meanwhile, start it anew; else it is \
+         damaged: build it anew (wiglaf image build), and start this machine anew"
     )]
     Another { image: String },
     #[error("can't {action}: {errno}")]

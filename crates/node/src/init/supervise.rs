@@ -21,7 +21,7 @@ use super::modules::{Loaded, Modules};
 use super::network::{Home, Network};
 use super::report::Report;
 use super::rootfs::{self, System};
-use super::{now_ms, power};
+use super::{card, now_ms, power};
 use crate::agent::{AgentConfig, Departure, Trust, live, start_apart};
 use crate::root::{Files, TaskRoot, ViewOptions};
 
@@ -72,6 +72,7 @@ struct Lines {
 pub(super) struct Supervisor {
     pub(super) journal: Journal,
     pub(super) modules: Modules,
+    pub(super) hotplug: Option<Hotplug>,
     pub(super) network: Network,
     pub(super) home: Home,
     pub(super) authority: [u8; 32],
@@ -98,10 +99,14 @@ impl Supervisor {
             // From now on a SIGINT: tasks are ended in order first.
             let _ = reboot(RebootCommand::CadOff);
         }
-        // Without it, what is plugged in later has no driver.
-        let mut hotplug = Hotplug::open().ok();
-        // What came before that.
-        self.modules.load_for_devices().tell(&mut self.journal);
+        if self.hotplug.is_none() {
+            // Without it, what is plugged in later has no driver.
+            self.hotplug = Hotplug::open().ok();
+            let mut loaded = Loaded::default();
+            // What came before that.
+            self.modules.load_for_devices(&mut loaded);
+            loaded.tell(&mut self.journal);
+        }
         let mut agent: Option<Agent> = None;
         let mut pause = FIRST_PAUSE;
         let mut start_at = Instant::now();
@@ -132,7 +137,7 @@ impl Supervisor {
             }
             let next_start = agent.is_none().then_some(start_at);
             let deadline = next_start.or(plan.as_ref().map(|plan| plan.until));
-            self.wait(&signals, agent.as_ref(), hotplug.as_ref(), deadline)?;
+            self.wait(&signals, agent.as_ref(), deadline)?;
 
             while let Some(signal) = signals.read()? {
                 if matches!(signal.signo, SIGINT | SIGTERM) && self.is_beside_init() {
@@ -181,7 +186,7 @@ impl Supervisor {
             {
                 pause = FIRST_PAUSE;
             }
-            self.plug(hotplug.as_mut());
+            self.plug();
             self.renew(agent.as_ref());
         }
     }
@@ -190,14 +195,13 @@ impl Supervisor {
         &self,
         signals: &SignalFd,
         agent: Option<&Agent>,
-        hotplug: Option<&Hotplug>,
         deadline: Option<Instant>,
     ) -> Result<(), Errno> {
         let mut waited = vec![PollFd::new(signals, PollFlags::IN)];
         if let Some(agent) = agent {
             waited.push(PollFd::new(&agent.lines.pipe, PollFlags::IN));
         }
-        if let Some(hotplug) = hotplug {
+        if let Some(hotplug) = &self.hotplug {
             waited.push(PollFd::new(hotplug, PollFlags::IN));
         }
         for socket in self.network.sockets() {
@@ -241,6 +245,8 @@ impl Supervisor {
                 },
                 name: None,
                 files,
+                // Scratch, once it is mounted.
+                keep: None,
                 address: self.home.address.to_string(),
                 rootless: false,
                 is_virtual: false,
@@ -281,12 +287,12 @@ impl Supervisor {
         None
     }
 
-    fn plug(&mut self, hotplug: Option<&mut Hotplug>) {
-        let Some(hotplug) = hotplug else { return };
+    fn plug(&mut self) {
+        let Some(hotplug) = &mut self.hotplug else {
+            return;
+        };
         let mut loaded = Loaded::default();
-        for device in hotplug.devices() {
-            self.modules.load_for(&device, &mut loaded);
-        }
+        hotplug.load(&mut self.modules, &mut loaded);
         loaded.tell(&mut self.journal);
     }
 
@@ -318,7 +324,8 @@ impl Supervisor {
     fn report_to(&mut self, boot: SocketAddrV4) {
         // It ends by itself: nobody writes to it any more.
         drop(self.journal.stop_reporting());
-        match Report::start(boot, self.home.mac) {
+        let wants_whole = !self.modules.absent().is_empty();
+        match Report::start(boot, self.home.mac, wants_whole) {
             Ok(report) => self.journal.report_by(report),
             Err(errno) => self
                 .journal
@@ -331,8 +338,15 @@ impl Supervisor {
         let action = match action {
             PowerAction::Kexec => {
                 self.journal.say("fetching the next kernel");
-                match power::load_next(self.home.boot, self.home.mac, self.network.line()) {
-                    Ok(()) => PowerAction::Kexec,
+                // One card's drivers may not be enough for what is here.
+                let is_enough = self.modules.absent().is_empty();
+                let card = is_enough.then(|| card::of(&self.home.card)).flatten();
+                match power::load_next(&self.home, card.as_deref(), self.network.line()) {
+                    Ok(initramfs) => {
+                        self.journal
+                            .say(format_args!("the next kernel is loaded, and {initramfs}"));
+                        PowerAction::Kexec
+                    }
                     Err(error) => {
                         self.journal.say(format_args!(
                             "{error}; starting anew by the firmware instead"

@@ -15,17 +15,23 @@ const BOOT_ID: &[&str] = &["cat", "/proc/sys/kernel/random/boot_id"];
 pub(super) fn reboot(stage: &Stage<'_>) -> Result<()> {
     let mut plan = plan();
     plan.reboots = true;
-    anew(stage, plan, &["node", "reboot", "n1"])
+    anew(stage, plan, &["node", "reboot", "n1"]).map(drop)
 }
 
 /// QEMU ends if the firmware is asked.
 pub(super) fn kexec(stage: &Stage<'_>) -> Result<()> {
     let plan = plan().memory(KEXEC_MIB);
-    anew(stage, plan, &["node", "reboot", "--kexec", "n1"])
+    let log = anew(stage, plan, &["node", "reboot", "--kexec", "n1"])?;
+    // As its iPXE did.
+    ensure!(
+        log.contains("the next kernel is loaded, and initramfs-"),
+        "it fetched more than its network card needs: {log}"
+    );
+    Ok(())
 }
 
-/// It comes back, and nobody approves it again.
-fn anew(stage: &Stage<'_>, plan: Plan, words: &[&str]) -> Result<()> {
+/// It comes back, and nobody approves it again. Gives its log.
+fn anew(stage: &Stage<'_>, plan: Plan, words: &[&str]) -> Result<String> {
     let head = Head::found(stage)?;
     let guest = node(stage, &head, plan)?;
     let before = head.on_node("n1", BOOT_ID)?;
@@ -36,7 +42,8 @@ fn anew(stage: &Stage<'_>, plan: Plan, words: &[&str]) -> Result<()> {
     let after = head.on_node("n1", BOOT_ID)?;
     ensure!(before != after, "it has not started anew");
     stage.say("n1 has started anew, and nobody had to approve it");
-    check_run(&head, "n1")
+    check_run(&head, "n1")?;
+    head.admin(&["node", "log", "n1"])
 }
 
 pub(super) fn power_off(stage: &Stage<'_>) -> Result<()> {

@@ -204,6 +204,36 @@ fn a_node_of_the_network_that_was_here_before_is_told_that_it_has_no_address() {
 }
 
 #[test]
+fn a_machine_that_was_forgotten_while_it_runs_is_told_that_its_address_is_not_its_own() {
+    let mut wire = Wire::new(adopted());
+    assert_eq!(reply(&wire.ask(&renewal(FIXED))), (ACK, FIXED));
+    wire.server.configure(strange());
+    // Its /init, or the system that it runs, by all that either asks.
+    let effects = wire.ask(&renewal(FIXED));
+    assert_eq!(reply(&effects), (NAK, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(replies(&effects)[0].0, Destination::Broadcast);
+    let mut system = message(MAC, REQUEST);
+    system.client = FIXED;
+    assert_eq!(reply(&wire.ask(&system)).0, NAK);
+    // Nothing is said of addresses that it did not have from us, nor to others.
+    assert!(is_silent(&wire.ask(&renewal(Ipv4Addr::new(10, 77, 0, 99)))));
+    system.hardware = OTHER;
+    assert!(is_silent(&wire.ask(&system)));
+    // It starts anew: as any machine that nobody knows.
+    assert_eq!(reply(&wire.ask(&pxe(MAC, DISCOVER))), (OFFER, POOL_FIRST));
+    // Adopted again, it has its own again.
+    wire.server.configure(adopted());
+    assert_eq!(reply(&wire.ask(&renewal(FIXED))), (ACK, FIXED));
+    wire.server.configure(strange());
+    // Somebody else's client now.
+    let mut elsewhere = message(MAC, REQUEST);
+    elsewhere.options.set(code::SERVER, [10, 77, 0, 1]);
+    elsewhere.options.set(code::REQUESTED, FIXED.octets());
+    assert!(is_silent(&wire.ask(&elsewhere)));
+    assert!(is_silent(&wire.ask(&renewal(FIXED))));
+}
+
+#[test]
 fn beside_another_server_a_running_node_asks_where_the_head_is() {
     let mut inform = renewal(FIXED);
     inform.options.set(code::MESSAGE_TYPE, [INFORM]);

@@ -50,10 +50,16 @@ fn asker(interface: usize, address: Ipv4Addr, hardware: Option<Mac>) -> Asker {
     }
 }
 
+/// The image has a file for this card only.
+fn one_card(image: &str, card: Card) -> Option<String> {
+    let is_known = image == "default-1" && card.to_string() == "8086-100e";
+    is_known.then(|| "initramfs-0a".to_owned())
+}
+
 fn ask(site: &mut Site, asker: Asker, path: &str) -> Decision {
     let text = format!("GET {path} HTTP/1.1\r\n\r\n");
     let (request, _) = request::parse(text.as_bytes()).unwrap().unwrap();
-    site.decide(1000, asker, &request, b"")
+    site.decide(1000, asker, &request, b"", &mut one_card)
 }
 
 fn post(site: &mut Site, now_ms: u64, asker: Asker, mac: Mac, body: &[u8]) -> Decision {
@@ -62,7 +68,7 @@ fn post(site: &mut Site, now_ms: u64, asker: Asker, mac: Mac, body: &[u8]) -> De
         body.len()
     );
     let (request, _) = request::parse(text.as_bytes()).unwrap().unwrap();
-    site.decide(now_ms, asker, &request, body)
+    site.decide(now_ms, asker, &request, body, &mut one_card)
 }
 
 fn script_of(decision: Decision) -> String {
@@ -91,6 +97,46 @@ fn an_adopted_machine_gets_its_script_and_image() {
         };
         assert_eq!(seen, Some((KNOWN, Stage::Kernel)));
     }
+}
+
+#[test]
+fn what_a_machine_gets_depends_on_its_card() {
+    let mut site = site();
+    let own = asker(FULL, ITS, Some(KNOWN));
+    let initramfs = |site: &mut Site, query: &str| {
+        let text = script_of(ask(site, own, &format!("{SCRIPT}{query}")));
+        let line = text.lines().find(|line| line.starts_with("initrd"));
+        let words = line.and_then(|line| line.split(" || ").next());
+        let url = words.and_then(|words| words.rsplit('/').next());
+        url.unwrap_or_default().to_owned()
+    };
+    assert_eq!(initramfs(&mut site, "?card=8086-100e"), "initramfs-0a");
+    for query in ["", "?card=8086-100f", "?card=", "?card=x&asked=2"] {
+        assert_eq!(initramfs(&mut site, query), "initramfs", "{query}");
+    }
+    let decision = ask(&mut site, own, "/image/default-1/initramfs-0a");
+    let Decision::Image { seen, .. } = decision else {
+        panic!("no image");
+    };
+    assert_eq!(seen, Some((KNOWN, Stage::Initramfs)));
+
+    // It has another card, too; only its own greeting says so.
+    post(&mut site, 0, own, KNOWN, b"stage whole\n");
+    post(&mut site, 0, own, OTHER, b"stage init\nstage whole\n");
+    assert_eq!(initramfs(&mut site, "?card=8086-100e"), "initramfs-0a");
+    let said = post(&mut site, 0, own, KNOWN, b"stage init\nstage whole\nx\n");
+    let Decision::Lines { lines, .. } = said else {
+        panic!("no lines");
+    };
+    assert_eq!(lines, ["x"]);
+    assert_eq!(initramfs(&mut site, "?card=8086-100e"), "initramfs");
+    // Who is forgotten and adopted again is a new machine.
+    let settings = site.settings.clone();
+    let mut without = settings.clone();
+    without.machines.retain(|machine| machine.mac != KNOWN);
+    site.configure(without);
+    site.configure(settings);
+    assert_eq!(initramfs(&mut site, "?card=8086-100e"), "initramfs-0a");
 }
 
 #[test]
@@ -272,7 +318,7 @@ proptest! {
                 if path.starts_with('/') {
                     let text = format!("GET {path} HTTP/1.1\r\n\r\n");
                     if let Ok(Some((request, _))) = request::parse(text.as_bytes()) {
-                        site.decide(0, asker(interface, POOL, hardware), &request, b"");
+                        site.decide(0, asker(interface, POOL, hardware), &request, b"", &mut one_card);
                     }
                 }
             }

@@ -31,7 +31,7 @@ pub(super) fn fetch(
     journal: &mut Journal,
 ) -> Result<File, SystemError> {
     let boot = home.boot.ok_or(SystemError::NoService)?;
-    let script = power::fetch_script(boot, home.mac)?;
+    let script = power::fetch_script(boot, home.mac, None)?;
     // Whoever asks for a script counts as one that has just been switched on.
     greet(boot, home.mac)?;
     let next = Next::parse(&script).ok_or(SystemError::NoImage)?;
@@ -67,20 +67,7 @@ pub(super) fn fetch(
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
-    let another = || SystemError::Another {
-        image: image.clone(),
-    };
-    match result {
-        Err(HttpError::TooLarge(..)) => return Err(another()),
-        result => result?,
-    }
-    let digest = sink.hash.finish();
-    let digest: String = (digest.as_ref().iter())
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    if digest != wanted.sha256 {
-        return Err(another());
-    }
+    check(wanted, &image, result, sink.hash)?;
     // A machine may join for some minutes after it was heard of; on a slow wire they are over.
     greet(home.boot.unwrap_or(boot), home.mac)?;
     let took = now_ms().saturating_sub(began);
@@ -91,6 +78,30 @@ pub(super) fn fetch(
     ));
     drop(sink.file);
     File::open(path).map_err(keep)
+}
+
+/// Whether what has come is what the image was built with.
+fn check(
+    wanted: &Wanted,
+    image: &str,
+    transfer: Result<(), HttpError>,
+    hash: Context,
+) -> Result<(), SystemError> {
+    let another = || SystemError::Another {
+        image: image.to_owned(),
+    };
+    match transfer {
+        Err(HttpError::TooLarge(..)) => return Err(another()),
+        result => result?,
+    }
+    let digest = hash.finish();
+    let digest: String = (digest.as_ref().iter())
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    if digest != wanted.sha256 {
+        return Err(another());
+    }
+    Ok(())
 }
 
 fn transfer(
@@ -123,5 +134,69 @@ impl Write for Sink<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    const SYSTEM: &[u8] = b"a full system";
+    const IMAGE: &str = "default-0123456789ab";
+
+    /// Fetches from a server that promises so many bytes, sends these, and is gone.
+    fn fetch_from(promised: usize, body: &'static [u8]) -> Result<Vec<u8>, SystemError> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap();
+            assert!(request[..read].starts_with(b"GET /image/x/system "));
+            let header = format!("HTTP/1.1 200 OK\r\nContent-Length: {promised}\r\n\r\n");
+            stream.write_all(header.as_bytes()).unwrap();
+            stream.write_all(body).unwrap();
+        });
+        let digest = ring::digest::digest(&SHA256, SYSTEM);
+        let wanted = Wanted {
+            sha256: (digest.as_ref().iter())
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+            size: SYSTEM.len() as u64,
+            init: None,
+            has_tasks: false,
+        };
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("system");
+        let mut sink = Sink {
+            file: File::create_new(&path).unwrap(),
+            hash: Context::new(&SHA256),
+            got: &AtomicU64::new(0),
+        };
+        let boot = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let result = transfer(boot, "/image/x/system", wanted.size, &mut sink);
+        server.join().unwrap();
+        check(&wanted, IMAGE, result, sink.hash)?;
+        Ok(std::fs::read(&path).unwrap())
+    }
+
+    #[test]
+    fn only_what_the_image_was_built_with_is_taken() {
+        assert_eq!(fetch_from(SYSTEM.len(), SYSTEM).unwrap(), SYSTEM);
+        let others: [&[u8]; 4] = [b"a fuul system", b"a full syste", b"", b"a full system!"];
+        for other in others {
+            let error = fetch_from(other.len(), other).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, SystemError::Another { .. }), "{text}");
+            assert!(
+                text.contains(IMAGE) && text.contains("wiglaf image build"),
+                "{text}"
+            );
+        }
+        // This one may be whole the next time.
+        let error = fetch_from(SYSTEM.len(), b"a full").unwrap_err();
+        assert!(matches!(error, SystemError::Fetch(_)), "{error}");
     }
 }
