@@ -73,6 +73,7 @@ mod tests {
             identities: Vec::new(),
             bytes: GIB,
             is_removable: false,
+            is_external: false,
             is_read_only: false,
             content: Content::Empty,
             table: Found::None,

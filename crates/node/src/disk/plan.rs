@@ -22,6 +22,8 @@ pub(crate) struct Disk {
     pub(crate) identities: Vec<String>,
     pub(crate) bytes: u64,
     pub(crate) is_removable: bool,
+    /// It hangs on a cable outside: whoever pulls that does not mean the node.
+    pub(crate) is_external: bool,
     pub(crate) is_read_only: bool,
     pub(crate) content: Content,
     pub(crate) table: Found,
@@ -152,7 +154,8 @@ fn choose(
     }
     let is_named = |disk: &Disk| rules.iter().any(|rule| disk.is_called(&rule.device));
     let free = |disk: &usize| {
-        !taken.contains(disk) && !disks[*disk].is_removable && !is_named(&disks[*disk])
+        let stays = !disks[*disk].is_removable && !disks[*disk].is_external;
+        !taken.contains(disk) && stays && !is_named(&disks[*disk])
     };
     let all = 0..disks.len();
     // What the kernel calls first may be another one tomorrow: the one that is laid out is it, and

@@ -1,7 +1,10 @@
 //! The scenarios: each says what it shows while it does.
 
 mod boot;
+mod delay;
 mod disk;
+mod disks_of_pcs;
+mod forgotten;
 mod generic;
 mod guide;
 mod harness;
@@ -96,6 +99,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         play: boot::uefi_http,
     },
     Scenario {
+        name: "delay",
+        about: "how many instructions a machine needs from its first process until it takes tasks",
+        needs: &[],
+        play: delay::delay,
+    },
+    Scenario {
         name: "cd",
         about: "a machine that can't boot from its network starts from a CD",
         needs: &[],
@@ -162,6 +171,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         play: trouble::twins,
     },
     Scenario {
+        name: "disks-of-pcs",
+        about: "NVMe, SATA, SCSI and USB, by Debian's kernel for all machines",
+        needs: &[Need::GenericKernel],
+        play: disks_of_pcs::disks_of_pcs,
+    },
+    Scenario {
         name: "names",
         about: "a node finds nodes and the outer world by name, by systemd-resolved on the head",
         needs: &[Need::Resolved],
@@ -172,6 +187,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "a running node hears of another way out and of another address of the head",
         needs: &[],
         play: moved::moved,
+    },
+    Scenario {
+        name: "forgotten",
+        about: "a machine that is forgotten while it runs is nobody's when it comes back",
+        needs: &[],
+        play: forgotten::forgotten,
     },
     Scenario {
         name: "reboot",
@@ -202,6 +223,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "a machine without the memory for its full system says so",
         needs: &[],
         play: rootfs::too_small,
+    },
+    Scenario {
+        name: "rootfs-damaged",
+        about: "a machine refuses a full system that is not its image's, and says so",
+        needs: &[],
+        play: rootfs::damaged,
     },
     Scenario {
         name: "disk",

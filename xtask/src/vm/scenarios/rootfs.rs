@@ -91,16 +91,44 @@ pub(super) fn too_small(stage: &Stage<'_>) -> Result<()> {
     io::copy(&mut random, &mut fs::File::create(tree.join("usr/large"))?)?;
     let words = ["--files", "node", "--rootfs", &tree.to_string_lossy()];
     let head = Head::with_system(stage, &words)?;
-    head.admin(&["boot", "enable", "--interface", PORT])?;
     let plan = Plan::new("guest", Firmware::BiosIpxe);
-    let guest = stage.guest(&head.wire, plan)?;
+    check_why(&head, plan, "MB of memory free")
+}
+
+/// One whose system was changed since its image was built does not execute it; built anew, it is
+/// whole.
+pub(super) fn damaged(stage: &Stage<'_>) -> Result<()> {
+    let tree = stage.folder("tree")?;
+    fs::create_dir(tree.join("usr"))?;
+    fs::write(tree.join("usr/file"), "of the system\n")?;
+    let words = ["--files", "node", "--rootfs", &tree.to_string_lossy()];
+    let head = Head::with_system(stage, &words)?;
+    let path = head.image()?.join("system");
+    let whole = fs::read(&path)?;
+    let mut changed = whole.clone();
+    *changed.last_mut().context("the system is empty")? ^= 1;
+    fs::write(&path, changed)?;
+    let plan = Plan::new("guest", Firmware::BiosIpxe).memory(MEMORY_MIB);
+    check_why(&head, plan, "is not what this image was built with")?;
+    let state = head.node("n1")?.0;
+    ensure!(state != "up", "n1 is {state} without its system");
+    head.build(stage.kernel, &words)?;
+    ensure!(fs::read(&path)? == whole, "the image is still damaged");
+    Ok(())
+}
+
+/// A machine that can't have its system tells the head why, in these words.
+fn check_why(head: &Head<'_>, plan: Plan, words: &str) -> Result<()> {
+    head.admin(&["boot", "enable", "--interface", PORT])?;
+    let guest = head.stage.guest(&head.wire, plan)?;
     head.wait_for_unknown(&guest)?;
     head.adopt(&guest.plan.mac, "n1")?;
     let started = Instant::now();
     loop {
         let why = head.admin(&["node", "why", "n1"])?;
-        if why.contains("MB of memory free") {
-            stage.say(&format!("wiglaf node why n1: {}", why.trim_end()));
+        if why.contains(words) {
+            head.stage
+                .say(&format!("wiglaf node why n1: {}", why.trim_end()));
             return Ok(());
         }
         ensure!(started.elapsed() < BOOT, "{why}{}", guest.console.tail());

@@ -175,6 +175,7 @@ fn disk(name: &str, ours: &HashMap<String, String>) -> Option<Seen> {
         identities: identities(&dir),
         bytes,
         is_removable: number(&dir.join("removable")) == Some(1),
+        is_external: usb_device(&dir).is_some(),
         is_read_only: number(&dir.join("ro")) == Some(1),
         content,
         table,
@@ -187,6 +188,14 @@ fn disk(name: &str, ours: &HashMap<String, String>) -> Option<Seen> {
         sector_bytes,
         sequence: number(&dir.join("diskseq")),
     })
+}
+
+/// What it is on USB, if it hangs on that.
+fn usb_device(dir: &Path) -> Option<PathBuf> {
+    let device = fs::canonicalize(dir.join("device")).ok()?;
+    let mut way = device.ancestors();
+    way.find(|above| above.join("idVendor").exists())
+        .map(Path::to_owned)
 }
 
 /// The first and the last MiB of what is so long.
@@ -287,6 +296,10 @@ fn identities(dir: &Path) -> Vec<String> {
     };
     for place in ["serial", "device/serial", "wwid", "device/wwid"] {
         add(line(&dir.join(place)));
+    }
+    // What translates USB to SCSI seldom passes it on.
+    if let Some(device) = usb_device(dir) {
+        add(line(&device.join("serial")));
     }
     if let Ok(page) = fs::read(dir.join("device/vpd_pg80")) {
         let serial = page.get(PAGE_HEADER..).unwrap_or_default();

@@ -262,6 +262,7 @@ mod tests {
             identities: Vec::new(),
             bytes: DISK_BYTES,
             is_removable: false,
+            is_external: false,
             is_read_only: false,
             content: Content::Unknown,
             table: Found::None,

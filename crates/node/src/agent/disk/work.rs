@@ -37,7 +37,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// What came of using what is there.
 #[derive(Debug, Default)]
 pub(super) struct Used {
-    /// Directories that have a disk now and had none before.
+    /// Directories that have a disk now and had none before, or whose disk is to be kept on again.
     pub(super) mounted: Vec<&'static str>,
     /// For the log.
     pub(super) lines: Vec<String>,
@@ -57,6 +57,8 @@ pub(super) struct Ground {
     troubles: HashMap<String, String>,
     /// What is kept on scratch.
     store: SharedStore,
+    /// It was closed for what is being applied.
+    has_closed: bool,
 }
 
 /// A step that went wrong, as a sentence that follows the disk's name.
@@ -76,6 +78,7 @@ impl Ground {
             tried: HashSet::new(),
             troubles: HashMap::new(),
             store,
+            has_closed: false,
         }
     }
 
@@ -262,7 +265,10 @@ impl Ground {
         }
         // Also what somebody has switched off.
         self.tried.clear();
-        let used = self.use_ours();
+        let mut used = self.use_ours();
+        if std::mem::take(&mut self.has_closed) {
+            used.mounted.extend(self.left_on_scratch(&used.mounted));
+        }
         for (device, why) in &self.troubles {
             steps.push(DiskStep {
                 device: Some(device.clone()),
@@ -275,6 +281,15 @@ impl Ground {
             ..DiskAnswer::default()
         };
         (answer, used)
+    }
+
+    /// Scratch, if it was to be taken away and could not be.
+    fn left_on_scratch(&self, mounted: &[&'static str]) -> Option<&'static str> {
+        let scratch = Purpose::Scratch.name();
+        let place = self.places.join(scratch);
+        let is_left =
+            !mounted.contains(&scratch) && mounts().iter().any(|(_, at)| Path::new(at) == place);
+        is_left.then_some(scratch)
     }
 
     /// Divides a disk anew. Cut off at any point, what was done so far is either an empty disk or
@@ -376,8 +391,11 @@ impl Ground {
             };
             let released = match use_.strip_prefix("at /") {
                 Some(name) => {
-                    // Only what tasks have there keeps it.
-                    self.store.close();
+                    if name == Purpose::Scratch.name() {
+                        // Only what tasks have there keeps it.
+                        self.store.close();
+                        self.has_closed = true;
+                    }
                     unmount(self.places.join(name), UnmountFlags::empty())
                 }
                 None => CString::new(part.device.as_str())

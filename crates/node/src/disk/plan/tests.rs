@@ -16,6 +16,7 @@ fn empty(device: &str) -> Disk {
         identities: vec![format!("serial of {device}")],
         bytes: BYTES,
         is_removable: false,
+        is_external: false,
         is_read_only: false,
         content: Content::Empty,
         table: Found::None,
@@ -195,6 +196,15 @@ fn data_is_left_alone_until_it_is_named() {
             }
         ));
     }
+    // What hangs on a cable is nobody's first, and used if it is meant.
+    let external = Disk {
+        is_external: true,
+        ..empty("/dev/sda")
+    };
+    let disks = std::slice::from_ref(&external);
+    let planned = plan(&[rule("first")], disks, &[], &cluster(1));
+    assert!(matches!(planned[0].step, Step::Refuse { .. }), "{planned:?}");
+    assert!(matches!(only(&[rule("sda")], disks, &[]), Step::Divide { .. }));
     // Another disk than the layout's.
     let planned = plan(
         &[rule("vda")],
