@@ -82,7 +82,12 @@ impl Store {
              CREATE TABLE IF NOT EXISTS retired (id INTEGER PRIMARY KEY);
              CREATE TABLE IF NOT EXISTS node_group (
                  node INTEGER NOT NULL, name TEXT NOT NULL, PRIMARY KEY (node, name));
-             CREATE TABLE IF NOT EXISTS group_image (name TEXT PRIMARY KEY, image TEXT NOT NULL);",
+             CREATE TABLE IF NOT EXISTS group_image (name TEXT PRIMARY KEY, image TEXT NOT NULL);
+             CREATE TABLE IF NOT EXISTS certificate (
+                 node INTEGER PRIMARY KEY, valid BLOB NOT NULL);
+             CREATE TABLE IF NOT EXISTS adoption (
+                 one INTEGER PRIMARY KEY CHECK (one = 1),
+                 until_s INTEGER NOT NULL, names TEXT, is_ordered INTEGER NOT NULL, last TEXT);",
         )?;
         // Made by a version that did not keep this: then every node may have been a member.
         let columns = db.prepare("SELECT * FROM node")?.column_count();
@@ -180,8 +185,34 @@ impl Store {
         together.execute("INSERT OR IGNORE INTO retired VALUES (?1)", params![id.0])?;
         together.execute("DELETE FROM node WHERE id = ?1", params![id.0])?;
         together.execute("DELETE FROM node_group WHERE node = ?1", params![id.0])?;
+        together.execute("DELETE FROM certificate WHERE node = ?1", params![id.0])?;
         together.commit()?;
         Ok(())
+    }
+
+    /// Keeps which certificate a node has from now on; an empty one: none.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_certificate(&self, id: NodeId, certificate: &[u8]) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT OR REPLACE INTO certificate VALUES (?1, ?2)",
+            params![id.0, certificate],
+        )?;
+        Ok(())
+    }
+
+    /// Whether this is the last certificate that a node was given. What an earlier version gave was
+    /// not kept, and counts.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn is_last_certificate(&self, id: NodeId, certificate: &[u8]) -> Result<bool, StoreError> {
+        let mut query = self
+            .db
+            .prepare_cached("SELECT valid FROM certificate WHERE node = ?1")?;
+        let last: Option<Vec<u8>> = query.query_row([id.0], |row| row.get(0)).optional()?;
+        Ok(last.is_none_or(|last| last == certificate))
     }
 
     /// Keeps the groups that a node is in.
@@ -357,6 +388,21 @@ mod tests {
         let again = read.enrol("n3").unwrap();
         assert_ne!(again.id, id);
         assert!(again.groups.is_empty());
+    }
+
+    #[test]
+    fn only_the_last_certificate_counts() {
+        let store = store();
+        let id = NodeId(3);
+        let is_last = |bytes: &[u8]| store.is_last_certificate(id, bytes).unwrap();
+        assert!(is_last(b"of an earlier version"));
+        store.put_certificate(id, b"first").unwrap();
+        assert!(is_last(b"first") && !is_last(b"of an earlier version"));
+        store.put_certificate(id, b"second").unwrap();
+        assert!(is_last(b"second") && !is_last(b"first"));
+        store.put_certificate(id, b"").unwrap();
+        assert!(!is_last(b"second"));
+        assert!(store.is_last_certificate(NodeId(4), b"first").unwrap());
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! `wiglaf disk …`
 
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
 use clap::Subcommand;
 use serde::Serialize;
 use wiglaf_wire::client::{Reply, Request};
@@ -7,6 +11,7 @@ use wiglaf_wire::disk::{
     DiskAction, DiskInfo, DiskPart, DiskRequest, DiskStep, DiskVerdict, NodeDisks, Purpose,
 };
 
+use super::which::{Which, all_have_answered};
 use crate::CommandResult;
 use crate::error::CommandError;
 use crate::head::Head;
@@ -14,6 +19,9 @@ use crate::output::{self, Align, Column};
 
 /// Exit code of a plan that was not carried out as a whole.
 const EXIT_NOT_ALL: u8 = 1;
+
+/// An answer that takes longer is one that people wonder about.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Most images have no drivers for disks.
 const NO_DISK: &str = "no disk, or no driver for it (see `wiglaf image build --disk`)";
@@ -60,16 +68,6 @@ enum Action {
 }
 
 #[derive(clap::Args)]
-struct Which {
-    /// Only on these nodes, for example n1 or n[1-4]
-    #[arg(short = 'w', long, value_name = "NODES")]
-    nodes: Option<String>,
-    /// As JSON
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(clap::Args)]
 struct Named {
     /// A disk whose data may be lost, by its path, serial number or WWN; may be given several
     /// times
@@ -99,12 +97,32 @@ pub(crate) fn run(args: Args) -> CommandResult {
             all_have_answered(&silent)
         }
         Action::Apply { which, named } => {
-            let (list, silent) = ask(DiskAction::Apply, &which, named.erase)?;
+            let asked = || ask(DiskAction::Apply, &which, named.erase);
+            let (list, silent) = telling(
+                "waiting for nodes that make file systems: big slow disks take minutes, and nodes \
+                 give up after 13",
+                asked,
+            )?;
             tell(&list, "DONE", which.json)?;
             all_have_answered(&silent)?;
             Ok(exit_code(&list))
         }
     }
+}
+
+/// Says what is waited for, if it takes a while.
+fn telling<T>(what: &'static str, ask: impl FnOnce() -> T) -> T {
+    let (done, waits) = channel::<()>();
+    let teller = thread::spawn(move || {
+        if waits.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("wiglaf: {what}");
+        }
+    });
+    let answer = ask();
+    drop(done);
+    // It has nothing else to do.
+    let _ = teller.join();
+    answer
 }
 
 fn ask(
@@ -124,16 +142,6 @@ fn ask(
         }
         Reply::Disks { list, silent } => Ok((list, silent)),
         other => Err(CommandError::from_reply(other)),
-    }
-}
-
-fn all_have_answered(silent: &[String]) -> CommandResult {
-    match silent {
-        [] => Ok(0),
-        names => Err(
-            CommandError::new(format!("no answer from {}", names.join(", ")))
-                .hint("`wiglaf nodes` shows their states"),
-        ),
     }
 }
 

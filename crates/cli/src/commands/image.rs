@@ -11,7 +11,7 @@ use serde::Serialize;
 use wiglaf_head::config::Layout;
 use wiglaf_head::store::Store;
 use wiglaf_image::{BuildError, Compression, Images, KernelChoice, Manifest, Recipe, StoreError};
-use wiglaf_image::{System, SystemChoice};
+use wiglaf_image::{ByCard, System, SystemChoice};
 use wiglaf_link::Authority;
 use wiglaf_wire::boot::{BootRequest, Whom};
 use wiglaf_wire::client::{Reply, Request};
@@ -29,6 +29,7 @@ Examples:
   wiglaf image build --include python3 --include /opt/model --name model
   wiglaf image build --rootfs /srv/bookworm --name full
   wiglaf image use model --nodes n[1-4]     from their next start on
+  wiglaf image use --unset --nodes n[1-4]   what their group or all others boot, again
   wiglaf image list
   wiglaf image show default                 the newest of that name, and what is in it";
 
@@ -63,14 +64,19 @@ enum Action {
         json: bool,
     },
     /// Have nodes boot this image from their next start on
+    #[command(group = clap::ArgGroup::new("whom").args(["nodes", "group"]))]
     Use {
         /// Its ID, or its name: the newest one then
-        image: String,
+        #[arg(required_unless_present = "unset")]
+        image: Option<String>,
+        /// Take back what was said of these nodes or this group: they boot what others do
+        #[arg(long, conflicts_with = "image", requires = "whom")]
+        unset: bool,
         /// Only these nodes, as a node set; otherwise all for which nothing else was said
         #[arg(long, value_name = "NODES")]
         nodes: Option<String>,
         /// Only the nodes of this group, and those that come into it later
-        #[arg(long, value_name = "GROUP", conflicts_with = "nodes")]
+        #[arg(long, value_name = "GROUP")]
         group: Option<String>,
     },
     /// Write a stick, a CD or a disk that starts machines which can't start from the network
@@ -171,10 +177,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
         Action::Show { image, json } => show(&images, &image, json),
         Action::Use {
             image,
+            unset: _,
             nodes,
             group,
         } => {
-            let image = images.get(&image).map_err(store_error)?.id;
+            let image = image.map(|image| images.get(&image).map(|found| found.id));
+            let image = image.transpose().map_err(store_error)?;
             let whom = match (nodes, group) {
                 (Some(nodes), _) => Whom::Nodes(nodes),
                 (None, Some(group)) => Whom::Group(group),
@@ -229,7 +237,7 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
     }
     let id = &manifest.id;
     output::print(&format!(
-        "{id}{}\nkernel {} of {}, initramfs of {}{}\n",
+        "{id}{}\nkernel {} of {}, initramfs of {}{}{}\n",
         if built.is_new {
             " is built"
         } else {
@@ -238,6 +246,10 @@ fn build(layout: &Layout, images: &Images, args: BuildArgs) -> CommandResult {
         manifest.kernel_version,
         output::bytes(manifest.kernel.size),
         output::bytes(manifest.initramfs.size),
+        match &manifest.by_card {
+            Some(cards) => format!(", of which most machines fetch {}", between(cards)),
+            None => String::new(),
+        },
         match &manifest.system {
             Some(system) => format!(", system of {}", output::bytes(system.file.size)),
             None => String::new(),
@@ -277,8 +289,10 @@ fn succeed(layout: &Layout, manifest: &Manifest) -> Result<bool, CommandError> {
     };
     let takes_over = takes_over(now.as_deref());
     if takes_over {
-        let whom = Whom::All;
-        ask(BootRequest::UseImage { image, whom })?;
+        ask(BootRequest::UseImage {
+            image: Some(image),
+            whom: Whom::All,
+        })?;
     }
     Ok(takes_over)
 }
@@ -322,6 +336,7 @@ fn list(images: &Images, json: bool) -> CommandResult {
         Column("IMAGE", Align::Left),
         Column("KERNEL", Align::Left),
         Column("SIZE", Align::Right),
+        Column("FETCHED", Align::Right),
         Column("MADE", Align::Left),
         Column("IN USE", Align::Left),
     ];
@@ -333,6 +348,7 @@ fn list(images: &Images, json: bool) -> CommandResult {
                 image.id.clone(),
                 image.kernel_version.clone(),
                 output::bytes(image.size()),
+                output::bytes(image.fetched()),
                 made(image),
                 match is_used {
                     Some(true) => "yes".into(),
@@ -385,6 +401,17 @@ fn show(images: &Images, wanted: &str, json: bool) -> CommandResult {
         ),
         ("", format!("sha256 {}", image.initramfs.sha256)),
         (
+            "by card",
+            match &image.by_card {
+                Some(cards) => format!(
+                    "{} of it for machines with one of {} network cards",
+                    between(cards),
+                    cards.cards
+                ),
+                None => String::new(),
+            },
+        ),
+        (
             "system",
             image.system.as_ref().map(of_system).unwrap_or_default(),
         ),
@@ -408,6 +435,16 @@ fn show(images: &Images, wanted: &str, json: bool) -> CommandResult {
         .collect();
     output::print(&lines)?;
     Ok(0)
+}
+
+/// What machines fetch whose card is known.
+fn between(cards: &ByCard) -> String {
+    let (smallest, largest) = (output::bytes(cards.smallest), output::bytes(cards.largest));
+    if smallest == largest {
+        smallest
+    } else {
+        format!("{smallest} to {largest}")
+    }
 }
 
 fn of_system(system: &System) -> String {

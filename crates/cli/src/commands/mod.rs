@@ -25,3 +25,4 @@ pub(crate) mod run;
 pub(crate) mod up;
 pub(crate) mod view;
 pub(crate) mod wait;
+pub(crate) mod which;

@@ -19,12 +19,14 @@ use wiglaf_wire::agent::ToAgent;
 use wiglaf_wire::boot::{BootInterface, FromBoot, Mac, Sighting, Stage, ToBoot};
 
 use super::beside::Beside;
+use super::configured::Stamp;
 use super::gateway;
 use super::{
     BOOT, CONNECTIONS, Daemon, DaemonError, await_room, is_over, log, now_ms, wall_clock_s,
 };
 use crate::machines::{Machines, Now, Seen, Served, Verdict};
 use crate::node_table::Presence;
+use crate::store::StoreError;
 
 /// Where images are served, unless told otherwise: beside the agents' port, and unassigned.
 const HTTP_PORT: u16 = 7495;
@@ -47,6 +49,8 @@ pub(super) struct Boot {
     silent: Vec<(String, Ipv4Addr)>,
     problems: VecDeque<(i64, String)>,
     pub(super) retry_at_ms: Option<u64>,
+    /// The configuration file that was last taken in.
+    pub(super) configured: Option<Stamp>,
     /// Sockets that booted agents dial, by interface.
     listeners: Vec<(String, OwnedFd)>,
 }
@@ -56,7 +60,7 @@ struct BootChannel {
     awaits_room: bool,
 }
 
-fn now() -> Now {
+pub(super) fn now() -> Now {
     Now {
         ms: now_ms(),
         wall_s: wall_clock_s(),
@@ -75,7 +79,7 @@ impl Boot {
         self.listeners.iter().map(|(_, socket)| socket)
     }
 
-    fn problem(&mut self, text: String) {
+    pub(super) fn problem(&mut self, text: String) {
         match self.problems.iter().position(|(_, known)| *known == text) {
             Some(place) => {
                 self.problems.remove(place);
@@ -309,6 +313,7 @@ impl Daemon {
     }
 
     fn machine_seen(&mut self, sighting: &Sighting) {
+        self.heed_configuration();
         if let Seen::Adopt { name, image } = self.boot.machines.seen(now(), sighting) {
             if let Err(refusal) = self.adopt_by_rule(sighting.mac, name.as_ref(), image.as_deref())
             {
@@ -397,6 +402,7 @@ impl Daemon {
         let Some(from) = from else {
             return refuse("its address is not known".into());
         };
+        self.heed_configuration();
         // What runs there may live until the fence (P4); asked before the permit is used up.
         let name = self.boot.machines.info(mac).name;
         if let Some(node) = name.and_then(|name| self.reactor.nodes().by_name(&name))
@@ -429,10 +435,16 @@ impl Daemon {
         self.tell_agent(node, &ToAgent::Time { unix_ns });
     }
 
+    /// For the next head: whoever walks along the rack does not see that this one ends.
+    fn keep_window(&self) -> Result<(), StoreError> {
+        self.store.put_window(self.boot.machines.last_window())
+    }
+
     pub(super) fn machine_is_up(&mut self, node: wiglaf_wire::id::NodeId) {
         let name = self.reactor.nodes().name(node);
         if self.boot.machines.find(&name).is_ok() {
             self.boot.machines.is_up(now(), &name);
+            self.log_failure(self.keep_window());
             self.mark_booting(&name);
         }
     }

@@ -7,7 +7,7 @@ use wiglaf_wire::client::NodeState;
 use wiglaf_wire::disk::{DiskAction, DiskOrder, DiskRequest, DiskRule, MAX_DISK_RULES};
 
 use super::{Daemon, now_ms};
-use crate::config::{Config, DiskConfig, EXAMPLE_DISK};
+use crate::config::{DiskConfig, EXAMPLE_DISK};
 use crate::jobs::Caller;
 use crate::placement::Refusal;
 use crate::reactor::refuse;
@@ -48,8 +48,7 @@ impl Daemon {
 
     fn layout_of_disks(&self) -> Result<Vec<DiskConfig>, Refusal> {
         let path = self.layout.config_file();
-        let config = Config::load(&path)
-            .map_err(|error| Refusal::new(error.to_string(), "put that right, and try again"))?;
+        let config = self.configured()?;
         if config.disk.is_empty() {
             return Err(Refusal::new(
                 format!("{} says nothing of nodes' disks", path.display()),

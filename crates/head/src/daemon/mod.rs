@@ -2,12 +2,13 @@
 //! arrives into events and carries out effects. It decides nothing.
 //!
 //! `clients` serves commands, `agents` the nodes, `helpers` the keeper and the deputies, `boot`
-//! machines that start, `power` their switches; `beside` finds or starts what outlives the daemon.
+//! machines that start, `power` their switches, `configured` what may be configured meanwhile; `beside` finds or starts what outlives the daemon.
 
 mod agents;
 mod beside;
 mod boot;
 mod clients;
+mod configured;
 mod disk;
 mod gateway;
 mod helpers;
@@ -112,6 +113,7 @@ enum Kind {
     Unproven,
     VirtualNode,
     Switch,
+    SwitchOutput,
 }
 
 fn token(kind: Kind, number: u64) -> Token {
@@ -217,6 +219,9 @@ impl Daemon {
         let reactor = Reactor::new(policy, store.nodes()?, store.jobs()?, next_job);
         let mut machines = store.machines()?;
         machines.govern(config.boot.approve, config.boot.adopt.clone());
+        if let Some(window) = store.window()? {
+            machines.reopen(boot::now(), window);
+        }
         let poll = Poll::new()?;
         poll.add(&commands, COMMANDS, Interest::Read)?;
         let mut daemon = Daemon {
@@ -330,6 +335,7 @@ impl Daemon {
                         self.deputy_ready(DeputyId(number), event);
                     }
                     kind if kind == Kind::Switch as u64 => self.switch_ready(number),
+                    kind if kind == Kind::SwitchOutput as u64 => self.switch_output_ready(number),
                     _ => self.virtual_node_died(NodeId(narrow)),
                 }
             }

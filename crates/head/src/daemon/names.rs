@@ -7,7 +7,7 @@ use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 
-use wiglaf_wire::agent::ToAgent;
+use wiglaf_wire::agent::{KeepingKey, ToAgent};
 use wiglaf_wire::boot::ToBoot;
 use wiglaf_wire::id::NodeId;
 use wiglaf_wire::names::{DNS_PORT, NameService, Names, Resolver, is_loopback};
@@ -114,7 +114,7 @@ impl Daemon {
     /// The same node hears with which key it may keep what it reads.
     pub(super) fn tell_keeping_key(&mut self, node: NodeId, name: &str) {
         if self.config.nodes.keep {
-            let key = self.authority.keeping_key(name);
+            let key = KeepingKey(self.authority.keeping_key(name));
             self.tell_agent(node, &ToAgent::Keep { key });
         }
     }

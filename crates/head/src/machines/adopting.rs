@@ -8,8 +8,11 @@ use super::{Machines, NamePattern, Now, Seen};
 /// every few seconds.
 const WAITING_MS: u64 = 60_000;
 
+/// Longest that a window is open.
+const MAX_WINDOW_MS: u64 = 24 * 3_600_000;
+
 /// While it is open, every machine that comes is adopted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Until then.
     pub until: Now,
@@ -18,23 +21,53 @@ pub struct Window {
     /// One at a time: the next when the one before is up.
     pub is_ordered: bool,
     /// The one that was adopted last, until it is up.
-    pub(super) last: Option<Mac>,
+    pub last: Option<Mac>,
+}
+
+impl Now {
+    fn after(self, window_ms: u64) -> Now {
+        let window_ms = window_ms.min(MAX_WINDOW_MS);
+        Now {
+            ms: self.ms + window_ms,
+            wall_s: self.wall_s + i64::try_from(window_ms / 1_000).unwrap_or(0),
+        }
+    }
 }
 
 impl Machines {
-    /// Adopts every machine that comes until then.
-    pub fn adopt_all(&mut self, until: Now, names: Option<NamePattern>, is_ordered: bool) {
+    /// Adopts every machine that comes within so many milliseconds.
+    pub fn adopt_all(
+        &mut self,
+        now: Now,
+        window_ms: u64,
+        names: Option<NamePattern>,
+        is_ordered: bool,
+    ) {
         self.window = Some(Window {
-            until,
+            until: now.after(window_ms),
             names,
             is_ordered,
             last: None,
         });
     }
 
+    /// Goes on with a window that an earlier head has opened. That one's other clock may have been
+    /// of an earlier start of its machine.
+    pub fn reopen(&mut self, now: Now, window: Window) {
+        let left_s = window.until.wall_s.saturating_sub(now.wall_s);
+        let left_ms = u64::try_from(left_s).unwrap_or(0).saturating_mul(1_000);
+        let until = now.after(left_ms);
+        self.window = (left_ms > 0).then_some(Window { until, ..window });
+    }
+
     /// Ends that.
     pub fn adopt_no_more(&mut self) {
         self.window = None;
+    }
+
+    /// The window as it was opened last, for the store.
+    pub fn last_window(&self) -> Option<&Window> {
+        self.window.as_ref()
     }
 
     /// The window, if it is open.

@@ -22,7 +22,7 @@ use wiglaf_wire::nodeset::is_node_name;
 
 use crate::node_table::{Node, NodeTable};
 use crate::placement::Refusal;
-use adopting::Window;
+pub use adopting::Window;
 use joining::PERMIT_MS;
 pub use joining::{Key, Verdict};
 pub use rules::{Approve, MacPattern, NamePattern, NotAPattern, Rule};
@@ -31,7 +31,7 @@ pub use rules::{Approve, MacPattern, NamePattern, NotAPattern, Rule};
 const MAX_STRANGERS: usize = 1_000;
 
 /// A moment, by two clocks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
     /// Milliseconds since the head's machine booted.
     pub ms: u64,
@@ -83,6 +83,8 @@ struct Life {
     refusal: Option<String>,
     /// How often it has fetched its boot program since that last ran.
     fruitless_loads: u32,
+    /// Its first process was heard of since it fetched its script.
+    is_greeted: bool,
 }
 
 /// What a sighting means.
@@ -370,6 +372,11 @@ impl Machines {
         self.group_images.insert(group.to_owned(), image.to_owned());
     }
 
+    /// Nothing is said of a group any more. Whether something was.
+    pub fn drop_group_image(&mut self, group: &str) -> bool {
+        self.group_images.remove(group).is_some()
+    }
+
     /// What the nodes of each group boot.
     pub fn group_images(&self) -> Vec<(String, String)> {
         let images = self.group_images.iter();
@@ -396,12 +403,13 @@ impl Machines {
             .or(self.image.as_ref())
     }
 
-    /// What these machines boot.
-    pub fn use_image_for(&mut self, image: &str, names: &[String]) -> Vec<Machine> {
+    /// What these machines boot; `None`: what their group or all do. Returns what the store has to
+    /// keep.
+    pub fn use_image_for(&mut self, image: Option<&str>, names: &[String]) -> Vec<Machine> {
         let chosen = self.known.values_mut().filter(|m| names.contains(&m.name));
         chosen
             .map(|machine| {
-                machine.image = Some(image.to_owned());
+                machine.image = image.map(str::to_owned);
                 machine.clone()
             })
             .collect()
@@ -427,6 +435,7 @@ impl Machines {
             confirmed: None,
             refusal: None,
             fruitless_loads: 0,
+            is_greeted: false,
         });
         match sighting.stage {
             Stage::Loader if life.stage != Stage::Loader || life.fruitless_loads == 0 => {
@@ -434,6 +443,17 @@ impl Machines {
             }
             Stage::Asked | Stage::Addressed | Stage::Loader => {}
             _ => life.fruitless_loads = 0,
+        }
+        let was_greeted = life.is_greeted;
+        match sighting.stage {
+            Stage::Script => life.is_greeted = false,
+            Stage::Init => life.is_greeted = true,
+            _ => {}
+        }
+        if sighting.stage == Stage::Init && life.stage > Stage::Init && !was_greeted {
+            // Its agent was faster than its log, which comes by another process.
+            life.seen_ms = now.ms;
+            return Seen::Noted;
         }
         if sighting.stage != life.stage {
             life.stage_s = now.wall_s;

@@ -91,6 +91,31 @@ fn a_machine_joins_once_its_code_was_compared_and_then_without() {
 }
 
 #[test]
+fn a_log_that_comes_after_the_question_to_join_is_no_new_start() {
+    let mut machines = machines();
+    let own = machines.adopt(mac(1), "n1").unwrap().address.unwrap();
+    let init = sighting(mac(1), Stage::Init, Some(own));
+    let ask = |machines: &mut Machines, ms| {
+        machines.may_join(at(ms), mac(1), root_at(own), key("1234-5678"), "1234-5678")
+    };
+    machines.seen(at(0), &sighting(mac(1), Stage::Script, Some(own)));
+    let waits = ask(&mut machines, 10);
+    assert!(matches!(waits, Verdict::Await { .. }), "{waits:?}");
+    machines.seen(at(11), &init);
+    assert_eq!(machines.info(mac(1)).stage, Some(Stage::AwaitsApproval));
+    assert!(machines.approve("n1", "1234-5678").is_ok());
+    let accepted = Verdict::Accept { name: "n1".into() };
+    assert_eq!(ask(&mut machines, 20), accepted);
+    // Only the first one is late; nor does it let anybody join twice.
+    machines.seen(at(30), &sighting(mac(1), Stage::Script, Some(own)));
+    assert_eq!(ask(&mut machines, 40), accepted);
+    machines.seen(at(41), &init);
+    assert!(matches!(ask(&mut machines, 42), Verdict::Refuse { .. }));
+    machines.seen(at(50), &init);
+    assert_eq!(ask(&mut machines, 60), accepted);
+}
+
+#[test]
 fn what_is_fetched_and_never_runs_is_counted() {
     let mut machines = machines();
     machines.adopt(mac(1), "n1").unwrap();
@@ -130,7 +155,7 @@ fn a_window_adopts_who_comes_while_it_is_open() {
     let mut machines = machines();
     let came = |number| sighting(mac(number), Stage::Addressed, None);
     assert_eq!(machines.seen(at(0), &came(1)), Seen::Noted);
-    machines.adopt_all(at(100), None, false);
+    machines.adopt_all(at(0), 100, None, false);
     let switch = sighting(mac(3), Stage::Asked, None);
     assert_eq!(machines.seen(at(50), &switch), Seen::Noted);
     assert_eq!(machines.seen(at(99), &came(1)), ADOPT);
@@ -147,7 +172,7 @@ fn in_order_the_next_is_adopted_when_the_one_before_is_up() {
     let mut machines = machines();
     let came = |number| sighting(mac(number), Stage::Script, None);
     let names = NamePattern::try_from("n%d".to_owned()).unwrap();
-    machines.adopt_all(at(1_000_000), Some(names.clone()), true);
+    machines.adopt_all(at(0), 1_000_000, Some(names.clone()), true);
     let adopt = Seen::Adopt {
         name: Some(names),
         image: None,
@@ -240,8 +265,14 @@ fn a_groups_image_is_for_those_who_come_into_it_later_too() {
     machines.follow_groups(&nodes);
     assert_eq!(image(&machines, 1), "gpu-1");
     assert_eq!(image(&machines, 2), "default-1");
-    machines.use_image_for("own-1", &["n1".into()]);
+    machines.use_image_for(Some("own-1"), &["n1".into()]);
     assert_eq!(image(&machines, 1), "own-1");
+    // Step by step back.
+    let kept = machines.use_image_for(None, &["n1".into()]);
+    assert_eq!(kept[0].image, None);
+    assert_eq!(image(&machines, 1), "gpu-1");
+    assert!(machines.drop_group_image("gpu") && !machines.drop_group_image("gpu"));
+    assert_eq!(image(&machines, 1), "default-1");
 }
 
 #[test]

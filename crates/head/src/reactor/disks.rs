@@ -13,8 +13,9 @@ use crate::placement::{Refusal, resolve};
 
 /// How long a disk may take to say what is on it: it may have to start to turn.
 const LOOK_WAIT_MS: u64 = 60_000;
-/// How long making file systems, or writing a medium, may take.
-const APPLY_WAIT_MS: u64 = 600_000;
+/// How long making file systems, or writing a medium, may take. Nodes give up sooner, so that they
+/// can say why.
+const APPLY_WAIT_MS: u64 = 900_000;
 /// Most of what one command is told; it has to fit into a frame (S1).
 const MAX_TOLD: usize = 2 << 20;
 /// Most that one command may name.

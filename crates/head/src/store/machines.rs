@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use wiglaf_wire::boot::{AddressService, BootInterface, Mac};
 
 use super::{Store, StoreError};
-use crate::machines::{Machine, Machines, Served};
+use crate::machines::{Machine, Machines, NamePattern, Now, Served, Window};
 use crate::placement::Refusal;
 
 /// The key of the interface that leads outward.
@@ -147,6 +147,47 @@ impl Store {
         Ok(())
     }
 
+    /// Takes back what was said of a group's nodes.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn drop_group_image(&self, group: &str) -> Result<(), StoreError> {
+        self.db
+            .execute("DELETE FROM group_image WHERE name = ?1", [group])?;
+        Ok(())
+    }
+
+    /// Keeps that every machine is adopted that comes, and until when.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn put_window(&self, window: Option<&Window>) -> Result<(), StoreError> {
+        match window {
+            Some(window) => self.db.execute(
+                "INSERT OR REPLACE INTO adoption VALUES (1, ?1, ?2, ?3, ?4)",
+                params![
+                    window.until.wall_s,
+                    window.names.as_ref().map(ToString::to_string),
+                    window.is_ordered,
+                    window.last.map(|mac| mac.to_string()),
+                ],
+            )?,
+            None => self.db.execute("DELETE FROM adoption", [])?,
+        };
+        Ok(())
+    }
+
+    /// The window that an earlier head has opened, over or not.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn window(&self) -> Result<Option<Window>, StoreError> {
+        let mut query = self
+            .db
+            .prepare("SELECT until_s, names, is_ordered, last FROM adoption")?;
+        Ok(query.query_row([], window_from).optional()?)
+    }
+
     /// Keeps what machines boot for which nothing else is said.
     ///
     /// # Errors
@@ -191,6 +232,21 @@ fn machine_from(row: &Row<'_>) -> rusqlite::Result<Machine> {
     })
 }
 
+fn window_from(row: &Row<'_>) -> rusqlite::Result<Window> {
+    let names: Option<String> = row.get(1)?;
+    let last: Option<String> = row.get(3)?;
+    Ok(Window {
+        until: Now {
+            // Of a clock that may have started anew since.
+            ms: 0,
+            wall_s: row.get(0)?,
+        },
+        names: names.and_then(|names| NamePattern::try_from(names).ok()),
+        is_ordered: row.get(2)?,
+        last: last.and_then(|mac| mac.parse().ok()),
+    })
+}
+
 fn served_from(row: &Row<'_>) -> rusqlite::Result<Served> {
     let address = parsed(row, 1)?;
     let is_proxy: bool = row.get(3)?;
@@ -217,6 +273,43 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+
+    #[test]
+    fn a_window_is_open_under_the_next_head_and_no_longer_than_it_was_meant_to_be() {
+        let store = Store::open(Path::new(":memory:")).unwrap();
+        let at = |ms, wall_s| Now { ms, wall_s };
+        let (minute, first) = (60_000, Mac([2, 0, 0, 0, 0, 1]));
+        let mut machines = Machines::default();
+        let names = NamePattern::try_from("gpu%d".to_owned()).ok();
+        machines.adopt_all(at(5_000_000, 1_000), 10 * minute, names, true);
+        let mut open = machines.last_window().cloned().unwrap();
+        open.last = Some(first);
+        store.put_window(Some(&open)).unwrap();
+
+        // The head's machine was started anew: its one clock is at its beginning.
+        let mut machines = Machines::default();
+        machines.reopen(at(9_000, 1_060), store.window().unwrap().unwrap());
+        let window = machines.last_window().cloned().unwrap();
+        assert_eq!(window.until, at(9_000 + 9 * minute, 1_600));
+        assert_eq!((&window.names, window.last), (&open.names, Some(first)));
+        assert!(window.is_ordered);
+
+        let mut machines = Machines::default();
+        machines.reopen(at(9_000, 1_600), store.window().unwrap().unwrap());
+        assert_eq!(machines.last_window(), None);
+        // The clock was set back by years.
+        machines.reopen(
+            at(9_000, 0),
+            Window {
+                until: at(0, i64::MAX),
+                ..open
+            },
+        );
+        let window = machines.last_window().unwrap();
+        assert_eq!(window.until.ms, 9_000 + 24 * 60 * minute);
+        store.put_window(None).unwrap();
+        assert_eq!(store.window().unwrap(), None);
+    }
 
     #[test]
     fn machines_come_back_as_they_were() {
@@ -246,6 +339,8 @@ mod tests {
             read.settings("c", "", 1, 2),
             machines.settings("c", "", 1, 2)
         );
+        store.drop_group_image("gpu").unwrap();
+        assert!(store.machines().unwrap().group_images().is_empty());
         store.drop_machine(mac).unwrap();
         store.drop_interface("eth1").unwrap();
         let read = store.machines().unwrap();

@@ -160,15 +160,11 @@ impl RouteSocket {
         prefix_len: u8,
     ) -> Result<(), NetworkError> {
         let host_bits = u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0);
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = prefix_len;
-        message.header.index = self.index_of(name)?;
-        message.attributes = vec![
-            AddressAttribute::Local(address.into()),
+        let mut message = own_address(self.index_of(name)?, address, prefix_len);
+        message.attributes.extend([
             AddressAttribute::Address(address.into()),
             AddressAttribute::Broadcast(Ipv4Addr::from_bits(address.to_bits() | host_bits)),
-        ];
+        ]);
         let new = RouteNetlinkMessage::NewAddress(message);
         let action = format!("give the device {name} the address {address}/{prefix_len}");
         self.change(new, NLM_F_CREATE | NLM_F_EXCL, action)
@@ -181,11 +177,7 @@ impl RouteSocket {
         address: Ipv4Addr,
         prefix_len: u8,
     ) -> Result<(), NetworkError> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = prefix_len;
-        message.header.index = self.index_of(name)?;
-        message.attributes = vec![AddressAttribute::Local(address.into())];
+        let message = own_address(self.index_of(name)?, address, prefix_len);
         let delete = RouteNetlinkMessage::DelAddress(message);
         let action = format!("take the address {address}/{prefix_len} from the device {name}");
         self.change(delete, 0, action)
@@ -197,16 +189,10 @@ impl RouteSocket {
         name: &str,
         router: Ipv4Addr,
     ) -> Result<(), NetworkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        let mut message = default_route(self.index_of(name)?, router);
         message.header.protocol = RouteProtocol::Dhcp;
         message.header.scope = RouteScope::Universe;
         message.header.kind = RouteType::Unicast;
-        message.attributes = vec![
-            RouteAttribute::Gateway(RouteAddress::Inet(router)),
-            RouteAttribute::Oif(self.index_of(name)?),
-        ];
         let new = RouteNetlinkMessage::NewRoute(message);
         let action = format!("send what is for others to the router {router}");
         self.change(new, NLM_F_CREATE | NLM_F_REPLACE, action)
@@ -218,13 +204,7 @@ impl RouteSocket {
         name: &str,
         router: Ipv4Addr,
     ) -> Result<(), NetworkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes = vec![
-            RouteAttribute::Gateway(RouteAddress::Inet(router)),
-            RouteAttribute::Oif(self.index_of(name)?),
-        ];
+        let message = default_route(self.index_of(name)?, router);
         let delete = RouteNetlinkMessage::DelRoute(message);
         let action = format!("send nothing to the router {router} any more");
         self.change(delete, 0, action)
@@ -377,6 +357,26 @@ fn up(mut link: LinkMessage) -> LinkMessage {
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
     link
+}
+
+fn own_address(device: u32, address: Ipv4Addr, prefix_len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = prefix_len;
+    message.header.index = device;
+    message.attributes = vec![AddressAttribute::Local(address.into())];
+    message
+}
+
+fn default_route(device: u32, router: Ipv4Addr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.attributes = vec![
+        RouteAttribute::Gateway(RouteAddress::Inet(router)),
+        RouteAttribute::Oif(device),
+    ];
+    message
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<Link> {

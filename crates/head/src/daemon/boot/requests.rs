@@ -16,13 +16,11 @@ use super::super::Daemon;
 use super::super::power::Target;
 use super::now;
 use crate::jobs::{Caller, ClientId};
-use crate::machines::{NamePattern, Now};
+use crate::machines::NamePattern;
 use crate::node_table::{MAX_NODES, Node, Presence};
 use crate::placement::{Refusal, resolve};
 use crate::reactor::refuse;
 
-/// Longest adoption window.
-const MAX_WINDOW_MS: u64 = 24 * 3_600_000;
 /// What node sets call by itself.
 const RESERVED_GROUPS: [&str; 2] = ["all", "up"];
 /// The discard port, which wake-on-LAN packets are sent to by custom.
@@ -31,6 +29,7 @@ const WAKE_PORT: u16 = 9;
 impl Daemon {
     /// A request about machines.
     pub(in crate::daemon) fn boot_request(&mut self, caller: &Caller, request: BootRequest) {
+        self.heed_configuration();
         let is_question = matches!(request, BootRequest::Status | BootRequest::Machines);
         let outcome = if is_question || self.reactor.is_admin(&caller.credential) {
             self.try_boot_request(caller, request)
@@ -98,18 +97,13 @@ impl Daemon {
                     .map_err(|error| {
                         Refusal::new(error.to_string(), "for example: --as n%d, or leave it out")
                     })?;
-                let window_ms = window_ms.min(MAX_WINDOW_MS);
-                let from = now();
                 let machines = &mut self.boot.machines;
                 if window_ms > 0 {
-                    let until = Now {
-                        ms: from.ms + window_ms,
-                        wall_s: from.wall_s + i64::try_from(window_ms / 1000).unwrap_or(0),
-                    };
-                    machines.adopt_all(until, names, is_ordered);
+                    machines.adopt_all(now(), window_ms, names, is_ordered);
                 } else {
                     machines.adopt_no_more();
                 }
+                self.keep_window().map_err(stored)?;
                 Reply::Boot(self.boot_status())
             }
             BootRequest::Approve { machine, code } => {
@@ -126,6 +120,10 @@ impl Daemon {
                         format!("`wiglaf node poweroff {}` first", machine.name),
                     ));
                 }
+                // It may run all the same, behind a cable that is out.
+                if let Some(id) = node.map(|node| node.id) {
+                    self.store.put_certificate(id, &[]).map_err(stored)?;
+                }
                 self.boot.machines.forget(&machine.name)?;
                 self.store.drop_machine(machine.mac).map_err(stored)?;
                 self.mark_booting(&machine.name);
@@ -133,7 +131,10 @@ impl Daemon {
                 Reply::Done
             }
             BootRequest::UseImage { image, whom } => {
-                self.use_image(&image, whom)?;
+                match image {
+                    Some(image) => self.use_image(&image, whom)?,
+                    None => self.use_no_image(whom)?,
+                }
                 Reply::Done
             }
             BootRequest::Remove { nodes } => {
@@ -157,12 +158,12 @@ impl Daemon {
                 self.power(&nodes, action)?;
                 Reply::Done
             }
-            BootRequest::Wake { nodes } if self.has_switch(Switch::On) => {
-                let ids = resolve(self.reactor.nodes(), &nodes)?;
-                self.switch_nodes(caller.client, Switch::On, &ids)?;
-                return Ok(None);
-            }
             BootRequest::Wake { nodes } => {
+                if self.has_switch(Switch::On)? {
+                    let ids = resolve(self.reactor.nodes(), &nodes)?;
+                    self.switch_nodes(caller.client, Switch::On, &ids)?;
+                    return Ok(None);
+                }
                 self.wake(&nodes)?;
                 Reply::Done
             }
@@ -249,6 +250,7 @@ impl Daemon {
         };
         self.store.put_machine(&machine).map_err(stored)?;
         self.store.put_node(&node).map_err(stored)?;
+        self.keep_window().map_err(stored)?;
         self.mark_booting(&name);
         self.arrange_boot();
         Ok(())
@@ -321,16 +323,43 @@ impl Daemon {
                 machines.use_group_image(&group, image);
                 self.store.put_group_image(&group, image).map_err(stored)?;
             }
-            Whom::Nodes(nodes) => {
-                let ids = resolve(self.reactor.nodes(), &nodes)?;
-                let name = |id| self.reactor.nodes().name(id);
-                let names: Vec<_> = ids.into_iter().map(name).collect();
-                for machine in machines.use_image_for(image, &names) {
-                    self.store.put_machine(&machine).map_err(stored)?;
-                }
-            }
+            Whom::Nodes(nodes) => self.use_image_for(Some(image), &nodes)?,
         }
         self.arrange_boot();
+        Ok(())
+    }
+
+    /// Takes back what was said of some.
+    fn use_no_image(&mut self, whom: Whom) -> Result<(), Refusal> {
+        match whom {
+            Whom::All => {
+                return Err(Refusal::new(
+                    "machines have to boot something",
+                    "name a group or nodes, or another image: `wiglaf image list` shows them",
+                ));
+            }
+            Whom::Group(group) => {
+                if !self.boot.machines.drop_group_image(&group) {
+                    return Err(Refusal::new(
+                        format!("no image was chosen for the group {group}"),
+                        "`wiglaf boot status` shows the groups with images",
+                    ));
+                }
+                self.store.drop_group_image(&group).map_err(stored)?;
+            }
+            Whom::Nodes(nodes) => self.use_image_for(None, &nodes)?,
+        }
+        self.arrange_boot();
+        Ok(())
+    }
+
+    fn use_image_for(&mut self, image: Option<&str>, nodes: &str) -> Result<(), Refusal> {
+        let ids = resolve(self.reactor.nodes(), nodes)?;
+        let name = |id| self.reactor.nodes().name(id);
+        let names: Vec<_> = ids.into_iter().map(name).collect();
+        for machine in self.boot.machines.use_image_for(image, &names) {
+            self.store.put_machine(&machine).map_err(stored)?;
+        }
         Ok(())
     }
 
