@@ -1,6 +1,8 @@
 //! Head ↔ agent: membership, leases and the life of tasks. Over TLS, both sides with
 //! certificates of the cluster's CA; only [`FromAgent::Join`] comes from a peer without one.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::boot::Mac;
@@ -173,6 +175,16 @@ pub enum FromAgent {
     Leaving,
 }
 
+/// What seals the pieces of files that a node keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepingKey(pub [u8; 32]);
+
+impl fmt::Debug for KeepingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeepingKey")
+    }
+}
+
 /// Head → agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToAgent {
@@ -226,8 +238,8 @@ pub enum ToAgent {
     /// The node may keep what it reads of the head's files on a disk of its own, sealed with this
     /// key. It is the same in every life of the node, and known to nobody else.
     Keep {
-        /// 256 bits.
-        key: [u8; 32],
+        /// Nothing else opens it.
+        key: KeepingKey,
     },
     /// Starts a task. Told again after a lost connection; an agent that knows the task ignores it.
     Launch {
@@ -339,4 +351,15 @@ pub struct Process {
     pub started_ms: u64,
     /// Command line, words joined by spaces; `[comm]` when it has none.
     pub command: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s4_a_key_is_not_shown() {
+        let key = KeepingKey([123; 32]);
+        assert!(!format!("{:?}", ToAgent::Keep { key }).contains("123"));
+    }
 }

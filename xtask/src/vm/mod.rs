@@ -54,6 +54,9 @@ const PACKAGES: &[&str] = &[
 ];
 /// Unpacked only: it would drive out the other busybox of whoever has that.
 const BUSYBOX: &str = "busybox-static";
+/// What the scenario `delay` leaves in its folder of logs: what the machine showed when it was
+/// new, and when it was started anew.
+pub(crate) const DELAY_CONSOLES: [&str; 2] = ["first.console", "later.console"];
 /// A larger binary has symbols, which would cost a guest its memory.
 const LARGEST_BINARY: u64 = 16 << 20;
 

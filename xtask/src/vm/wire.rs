@@ -90,6 +90,15 @@ impl Wire {
         Ok(tap)
     }
 
+    /// Pulls the cables of all guests, or plugs them in. They don't see it: what they send is lost.
+    pub(super) fn plug(&self, is_in: bool) -> Result<()> {
+        let state = if is_in { "up" } else { "down" };
+        for number in 1..=self.taps.get() {
+            self.ip(&format!("link set tap{number} {state}"))?;
+        }
+        Ok(())
+    }
+
     /// Gives the bridge an address, for somebody else who serves there.
     pub(super) fn address(&self, address: &str) -> Result<()> {
         self.ip(&format!("address add {address} dev {BRIDGE}"))

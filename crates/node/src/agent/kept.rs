@@ -13,6 +13,7 @@ use std::thread;
 use rustix::event::{EventfdFlags, eventfd};
 use wiglaf_keep::{Bounds, Digest, KeepError, Store};
 use wiglaf_linux::signal::{SignalSet, block_signals};
+use wiglaf_wire::agent::KeepingKey;
 use wiglaf_wire::id::DeputyId;
 use wiglaf_wire::view::{Filter, MAX_ADDED, PieceDigest};
 
@@ -40,7 +41,8 @@ impl fmt::Debug for SharedStore {
 }
 
 impl SharedStore {
-    fn lock(&self) -> MutexGuard<'_, Option<Store>> {
+    /// Whoever has it keeps the thread from its disk.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Store>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -65,7 +67,7 @@ pub(super) enum Said {
 
 #[derive(Debug)]
 enum Order {
-    Open(PathBuf, [u8; 32]),
+    Open(PathBuf, KeepingKey),
     Filter(DeputyId, u32),
     Take(DeputyId, u32, u64, Vec<PieceDigest>),
 }
@@ -120,7 +122,7 @@ impl Kept {
     }
 
     /// Opens the store in this directory.
-    pub(super) fn open(&self, directory: &Path, key: [u8; 32]) {
+    pub(super) fn open(&self, directory: &Path, key: KeepingKey) {
         self.order(Order::Open(directory.to_owned(), key));
     }
 
@@ -232,7 +234,7 @@ fn carry_out(order: Order, store: &SharedStore) -> Option<Said> {
     }
 }
 
-fn open(directory: &Path, key: &[u8; 32]) -> Result<Store, KeepError> {
+fn open(directory: &Path, KeepingKey(key): &KeepingKey) -> Result<Store, KeepError> {
     let around = directory.parent().unwrap_or(directory);
     let space = rustix::fs::statvfs(around).map_err(|errno| KeepError::Disk {
         path: around.to_owned(),

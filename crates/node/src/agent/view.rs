@@ -23,8 +23,8 @@ use super::private::Makers;
 use super::spawner::{Order, Root, UtsTag};
 use crate::root::{OwnDirectories, RootError, STAND_INS, private_places};
 
-pub(super) use inbox::Heard;
 use inbox::Inbox;
+pub(super) use inbox::{DISK_WAIT, Heard};
 
 /// Tokens of views have this bit; below it are a view's number and, in the lowest, which of its
 /// two descriptors.
@@ -74,6 +74,8 @@ pub(super) enum Due {
     Lost { tag: UtsTag, reason: String },
     /// The view or what stands in it is gone: a root made around it is of no use any more.
     Gone(DeputyId),
+    /// The disk with what is kept says nothing: what is wanted of it is had from the head again.
+    DiskHangs,
     /// A check is over.
     Checked {
         /// Of the head.
@@ -416,7 +418,10 @@ impl Views {
                 }
                 Said::Taken(deputy, ticket, pieces) => {
                     if let Some(view) = self.views.get_mut(&deputy) {
-                        view.inbox.taken(ticket, &pieces, &mut view.mount, kept);
+                        let mount = &mut view.mount;
+                        if view.inbox.taken(ticket, &pieces, mount, kept) {
+                            kept.ask_for_filter(deputy, view.uid);
+                        }
                     }
                 }
             }
@@ -517,6 +522,9 @@ impl Views {
                 view.let_go_of_killed();
             }
             let mount = &mut view.mount;
+            if view.inbox.look(now, mount) {
+                due.push(Due::DiskHangs);
+            }
             let mut has_asked = false;
             loop {
                 let questions = mount.take_questions();
@@ -529,6 +537,7 @@ impl Views {
                     if relay.prepare_question(deputy, question) {
                         has_asked = true;
                     } else if has_answer {
+                        view.inbox.refused(id);
                         mount.refuse(now_ms(), id);
                     }
                 }
@@ -584,7 +593,8 @@ impl Views {
 
     /// When [`Views::settle`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.look_at
+        let disks = self.views.values().filter_map(|view| view.inbox.deadline());
+        disks.chain(self.look_at).min()
     }
 }
 

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 
 use ring::digest::{SHA256, digest};
 use wiglaf_wire::stream::Relay;
-use wiglaf_wire::view::{Filter, MAX_ADDED, PieceDigest, Short};
+use wiglaf_wire::view::{Filter, MAX_ADDED, MAX_LOST, PieceDigest, Short};
 
 /// More that the filter says and the node has not shows that it is of no use.
-const MAX_LOST: usize = 1 << 14;
+const MAX_ALL_LOST: usize = 1 << 14;
 
 /// What one node has kept.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// The node has these.
+    /// The node has these, or nothing at all.
     pub(super) fn learn(&mut self, filter: Filter) {
         *self = Kept::default();
         self.filter = filter.is_valid().then_some(filter);
@@ -32,9 +32,9 @@ impl Kept {
     /// The node does not have these.
     pub(super) fn unlearn(&mut self, lost: Vec<PieceDigest>) {
         if self.filter.is_some() {
-            self.lost.extend(lost);
+            self.lost.extend(lost.into_iter().take(MAX_LOST));
         }
-        if self.lost.len() > MAX_LOST {
+        if self.lost.len() > MAX_ALL_LOST {
             *self = Kept::default();
         }
     }
@@ -44,6 +44,8 @@ impl Kept {
     pub(super) fn message(&mut self, mut told: Short, read: Option<(u64, u32)>) -> Relay {
         let mut cuts = Vec::new();
         if let Some(filter) = &mut self.filter {
+            // Not before it has left: what is in one message twice is not there the second time.
+            let mut sent = Vec::new();
             cuts = told.cut(read, |piece| {
                 let digest = name(piece);
                 if self.lost.contains(&digest) {
@@ -52,12 +54,13 @@ impl Kept {
                 if filter.contains(&digest) {
                     return Some(digest);
                 }
-                if self.added < MAX_ADDED {
-                    self.added += 1;
-                    filter.insert(&digest);
-                }
+                sent.push(digest);
                 None
             });
+            for digest in sent.iter().take(MAX_ADDED - self.added) {
+                self.added += 1;
+                filter.insert(digest);
+            }
         }
         if !cuts.is_empty() {
             return Relay::Short(told, cuts);
@@ -112,6 +115,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_twice_in_one_answer_is_sent_twice() {
+        let mut kept = Kept::default();
+        kept.learn(Filter::with_room(1));
+        let answer = Answer {
+            id: 1,
+            result: Ok(Reply::Data(Content(vec![0; 3 << 16]))),
+        };
+        let told = Short::Answer(answer.clone());
+        let message = kept.message(told, Some((0, 3 << 16)));
+        assert_eq!(message, Relay::Answer(answer));
+        assert!(matches!(read(&mut kept, 0), Relay::Short(..)));
+    }
+
+    #[test]
     fn what_a_node_has_lost_is_sent() {
         let mut kept = Kept::default();
         let mut filter = Filter::with_room(1);
@@ -120,8 +137,11 @@ mod tests {
         kept.unlearn(vec![name(&[1; 1 << 16])]);
         assert!(matches!(read(&mut kept, 1), Relay::Answer(_)));
         assert!(matches!(read(&mut kept, 1), Relay::Answer(_)));
-        let others = (0..=MAX_LOST).map(|number| name(&number.to_ne_bytes()));
-        kept.unlearn(others.collect());
+        let others = (0..=MAX_ALL_LOST).map(|number| name(&number.to_ne_bytes()));
+        let others: Vec<_> = others.collect();
+        for some in others.chunks(MAX_LOST) {
+            kept.unlearn(some.to_vec());
+        }
         assert!(matches!(read(&mut kept, 2), Relay::Answer(_)));
         assert!(
             matches!(read(&mut kept, 2), Relay::Answer(_)),

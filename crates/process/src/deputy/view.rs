@@ -143,6 +143,8 @@ fn brought(question: &Question) -> usize {
     match &question.what {
         Ask::Write { data, .. } => data.len(),
         Ask::SetXattr { value, .. } => value.len(),
+        Ask::Keeps(filter) => filter.bytes(),
+        Ask::Lost(pieces) => size_of_val(pieces.as_slice()),
         _ => 0,
     }
 }
@@ -387,5 +389,30 @@ impl Link {
         };
         !self.carrier.is_congested()
             && (entitled || !next.what.has_answer() || !self.is_undecided())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wiglaf_wire::view::Filter;
+
+    use super::*;
+
+    #[test]
+    fn s1_a_filter_counts_with_all_its_bytes() {
+        let mut questions = Questions::default();
+        let filter = Filter::with_room(usize::MAX);
+        for id in 0..16 {
+            assert!(!questions.are_many());
+            questions.take(Question {
+                id,
+                uid: 0,
+                gid: 0,
+                what: Ask::Keeps(filter.clone()),
+            });
+        }
+        assert!(questions.are_many());
+        while questions.pop().is_some() {}
+        assert!(!questions.are_many());
     }
 }

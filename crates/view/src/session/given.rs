@@ -45,6 +45,8 @@ struct Piece {
     data: Vec<u8>,
     /// Bytes that the kernel has not asked for.
     left: usize,
+    /// The deputy waits to hear that it is settled.
+    is_given: bool,
 }
 
 /// What all files' pieces amount to.
@@ -54,6 +56,17 @@ pub(super) struct Stock {
     bytes: u64,
     /// Used or thrown away since the deputy was told.
     settled: u64,
+}
+
+impl Piece {
+    /// Bytes of which the deputy hears that they are settled.
+    fn settles(&self) -> u64 {
+        if self.is_given {
+            self.data.len() as u64
+        } else {
+            0
+        }
+    }
 }
 
 impl Session {
@@ -156,7 +169,7 @@ impl Session {
             } => self.take_listing(directory.0, entries, end, disturbed),
             Gift::Piece { file, piece, data } => {
                 let length = data.0.len() as u64;
-                if disturbed.contains(&file.0) || !self.take_piece(file.0, piece, data.0) {
+                if disturbed.contains(&file.0) || !self.take_piece(file.0, piece, data.0, true) {
                     self.stock.settled += length;
                 }
             }
@@ -232,7 +245,13 @@ impl Session {
     }
 
     /// Keeps a piece until it is used; whether it did.
-    pub(super) fn take_piece(&mut self, node: u64, number: u32, data: Vec<u8>) -> bool {
+    pub(super) fn take_piece(
+        &mut self,
+        node: u64,
+        number: u32,
+        data: Vec<u8>,
+        is_given: bool,
+    ) -> bool {
         let length = data.len() as u64;
         let has_room = self.stock.bytes + length <= MAX_UNSETTLED_BYTES;
         let is_known = self.valid_attributes(node).is_some_and(|told| told.watched);
@@ -251,10 +270,14 @@ impl Session {
         if left == 0 {
             return false;
         }
-        if let Some(before) = pieces.by_number.insert(number, Piece { data, left }) {
-            let length = before.data.len() as u64;
-            self.stock.bytes -= length;
-            self.stock.settled += length;
+        let piece = Piece {
+            data,
+            left,
+            is_given,
+        };
+        if let Some(before) = pieces.by_number.insert(number, piece) {
+            self.stock.bytes -= before.data.len() as u64;
+            self.stock.settled += before.settles();
         }
         self.stock.files.insert(node);
         self.stock.bytes += length;
@@ -324,9 +347,8 @@ impl Session {
                 .is_some_and(|piece| piece.left == 0)
                 && let Some(piece) = pieces.by_number.remove(&number)
             {
-                let length = piece.data.len() as u64;
-                self.stock.bytes -= length;
-                self.stock.settled += length;
+                self.stock.bytes -= piece.data.len() as u64;
+                self.stock.settled += piece.settles();
                 pieces.had.insert(number, piece.data.len());
             }
             at = next;
@@ -345,10 +367,10 @@ impl Session {
         if let Some(file) = self.files.get_mut(&node)
             && let Some(pieces) = file.pieces.take()
         {
-            let each = pieces.by_number.values().map(|piece| piece.data.len());
-            let bytes = each.sum::<usize>() as u64;
-            self.stock.bytes -= bytes;
-            self.stock.settled += bytes;
+            for piece in pieces.by_number.values() {
+                self.stock.bytes -= piece.data.len() as u64;
+                self.stock.settled += piece.settles();
+            }
             self.stock.files.remove(&node);
         }
     }

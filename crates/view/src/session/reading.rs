@@ -48,9 +48,10 @@ impl Asked {
 }
 
 impl Session {
-    /// The node keeps pieces of files on a disk, of which the deputy is to know about these.
+    /// The node keeps pieces of files on a disk, of which the deputy is to know about these, or
+    /// keeps none any more.
     pub fn keep(&mut self, filter: Filter) {
-        self.is_keeping = true;
+        self.is_keeping = filter.is_valid();
         self.say(Ask::Keeps(filter));
     }
 
@@ -227,7 +228,7 @@ impl Session {
             let first = asked.first + at;
             let is_used = first >= asked.from && first + u64::from(PIECE_BYTES) <= wanted.end();
             if !is_used && let Ok(number) = u32::try_from(first / u64::from(PIECE_BYTES)) {
-                self.take_piece(wanted.node, number, piece.to_vec());
+                self.take_piece(wanted.node, number, piece.to_vec(), false);
             }
         }
     }

@@ -1,11 +1,13 @@
 //! The head, one deputy's export and several nodes' sessions in one thread, without the kernel's
 //! FUSE: random changes on the head and on every node, and after each step no node believes
 //! anything that is not so (V1, V2, V3). What programs have used is given to whoever runs them
-//! next, at any moment between two questions.
+//! next, at any moment between two questions. One node keeps pieces on a disk, which loses some and
+//! takes its time.
 //!
 //! A node here is a [`Session`] and a model of its kernel: it caches names, attributes and
 //! content as long as it is told to, and drops what notices name.
 
+mod disk;
 mod head;
 mod kernel;
 mod steps;
@@ -22,15 +24,19 @@ use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use wiglaf_linux::fanotify::{Group, Queue};
 use wiglaf_view::export::{Export, LinkId, Told};
+use wiglaf_view::session::Missing;
 use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::FileSystem;
 use wiglaf_wire::view::Change;
 
+use disk::Disk;
 use head::{Somebody, truth};
 use kernel::Kernel;
 use steps::{DIRECTORIES, Deed, NAMES, Step, much, step};
 
 const NODES: usize = 3;
+/// This one has a disk.
+const KEEPER: usize = 2;
 
 /// Orders of gifts and questions that are tried of one story.
 const CHANCES: u64 = 24;
@@ -46,6 +52,7 @@ struct World {
     /// Decides when there are gifts.
     chance: u64,
     gifts: usize,
+    disk: Disk,
     _keeper: OwnedFd,
 }
 
@@ -91,6 +98,7 @@ impl World {
             head: Somebody::new(at),
             chance,
             gifts: 0,
+            disk: Disk::default(),
             _keeper: keeper,
         }
     }
@@ -104,7 +112,8 @@ impl World {
     }
 
     /// Carries everything between export and nodes until nothing is under way but, perhaps,
-    /// gifts. These may be made before a question is handled and arrive after it was asked.
+    /// gifts, and what waits for the disk. Gifts may be made before a question is handled and
+    /// arrive after it was asked.
     fn settle(&mut self) {
         loop {
             let mut told = Vec::new();
@@ -113,6 +122,9 @@ impl World {
                 let link = self.links[at];
                 for question in self.nodes[at].take_questions() {
                     idle = false;
+                    if at == KEEPER {
+                        self.disk.asked(&question);
+                    }
                     if self.is_chance() {
                         self.export.give(link, &mut told);
                     }
@@ -124,9 +136,26 @@ impl World {
             }
             idle &= told.is_empty();
             self.carry(told);
+            idle &= self.disk.is_idle() || self.is_chance();
+            while !self.disk.is_idle() && self.is_chance() {
+                let mut is_lost = [self.is_chance(), self.is_chance(), self.is_chance()]
+                    .into_iter()
+                    .cycle();
+                let all = self.is_chance();
+                let is_lost = || !all && is_lost.next() == Some(true);
+                self.disk.deliver(&mut self.nodes[KEEPER], is_lost);
+            }
             if idle {
                 return;
             }
+        }
+    }
+
+    /// The disk is waited for, too.
+    fn settle_all(&mut self) {
+        self.settle();
+        while !self.disk.is_idle() {
+            self.settle();
         }
     }
 
@@ -146,14 +175,18 @@ impl World {
             let Some(at) = self.links.iter().position(|of| *of == link) else {
                 continue;
             };
+            if let Told::Gifts(gifts) = &what {
+                self.gifts += gifts.len();
+            }
+            if at == KEEPER {
+                self.disk.hear(what);
+                continue;
+            }
             let node = &mut self.nodes[at];
             match what {
                 Told::Answer(answer) => node.answer(answer),
                 Told::Changes(changes) => node.changed(changes),
-                Told::Gifts(gifts) => {
-                    self.gifts += gifts.len();
-                    node.given(gifts);
-                }
+                Told::Gifts(gifts) => node.given(gifts, Missing::default()),
             }
         }
     }
@@ -222,6 +255,9 @@ impl World {
                 self.export.close(self.links[node]);
                 self.links[node] = LinkId(next);
                 self.nodes[node].relink();
+                if node == KEEPER {
+                    self.disk.relink();
+                }
             }
             Step::WriteMuch(p, n) => {
                 let text = format!("{n}\n").repeat(much(*n)).into_bytes();
@@ -240,7 +276,7 @@ impl World {
     /// As the launch of a task does (V1).
     fn barrier(&mut self, node: usize) {
         self.nodes[node].barrier();
-        self.settle();
+        self.settle_all();
         assert!(self.nodes[node].is_past_barrier(), "the barrier is passed");
     }
 
@@ -286,7 +322,14 @@ fn fsid_of(directory: &Path) -> [u8; 8] {
     both.rotate_left(32).to_ne_bytes()
 }
 
-fn explore(deeds: &[Deed], chance: u64, compared_every: usize) -> Result<usize, TestCaseError> {
+/// What there was besides questions and answers.
+struct Counts {
+    gifts: usize,
+    /// Pieces that were put back, and that were not there any more.
+    kept: (usize, usize),
+}
+
+fn explore(deeds: &[Deed], chance: u64, compared_every: usize) -> Result<Counts, TestCaseError> {
     /// The watch does not tell a test what another one of this process does, to `/tmp` too.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -306,7 +349,7 @@ fn explore(deeds: &[Deed], chance: u64, compared_every: usize) -> Result<usize, 
     }
     for node in 0..NODES {
         world.nodes[node].check();
-        world.settle();
+        world.settle_all();
         let mut found = world.nodes[node].take_check();
         // Other processes of the machine may be changing what is above, at this moment.
         let here = at.to_string_lossy();
@@ -315,7 +358,10 @@ fn explore(deeds: &[Deed], chance: u64, compared_every: usize) -> Result<usize, 
             .for_each(|found| found.retain(|text| text.starts_with(&*here)));
         prop_assert_eq!(found, Some(Vec::new()), "node {} believes", node + 1);
     }
-    Ok(world.gifts)
+    Ok(Counts {
+        gifts: world.gifts,
+        kept: world.disk.counts,
+    })
 }
 
 fn may_watch() -> bool {
@@ -435,13 +481,49 @@ fn no_gift_outlives_a_change() {
     }
 }
 
+/// Without pieces that are lost, the test above would show nothing of them.
+#[test]
+fn what_a_node_has_kept_is_as_good_as_what_it_is_sent() {
+    if !may_watch() {
+        return;
+    }
+    let path = |name: &str| name.to_owned();
+    let deeds = [
+        (0, Step::WriteMuch(path("b"), 5)),
+        (3, Step::Look(path("b"))),
+        (3, Step::Relink),
+        (3, Step::Look(path("b"))),
+        (0, Step::Append(path("b"), 6)),
+        (3, Step::Look(path("b"))),
+        (3, Step::Append(path("b"), 7)),
+        (1, Step::Truncate(path("b"), 8)),
+        (0, Step::WriteMuch(path("b"), 5)),
+        (3, Step::Look(path("b"))),
+    ];
+    let counts = try_all_chances(&deeds);
+    let (put_back, lost) = counts.kept;
+    let least = usize::try_from(CHANCES).expect("few");
+    assert!(put_back > least && lost > least / 4, "{put_back} {lost}");
+}
+
 fn try_chances(deeds: &[Deed]) {
-    let mut gifts = 0;
+    let least = usize::try_from(CHANCES).expect("few") * 5;
+    let gifts = try_all_chances(deeds).gifts;
+    assert!(gifts > least, "{gifts}");
+}
+
+fn try_all_chances(deeds: &[Deed]) -> Counts {
+    let mut all = Counts {
+        gifts: 0,
+        kept: (0, 0),
+    };
     for chance in 0..CHANCES {
         let seed = chance.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        gifts +=
+        let counts =
             explore(deeds, seed, usize::MAX).unwrap_or_else(|error| panic!("{deeds:?}: {error}"));
+        all.gifts += counts.gifts;
+        all.kept.0 += counts.kept.0;
+        all.kept.1 += counts.kept.1;
     }
-    let least = usize::try_from(CHANCES).expect("few") * 5;
-    assert!(gifts > least, "{gifts}");
+    all
 }

@@ -24,6 +24,7 @@ use wiglaf_linux::handle::file_system_of;
 use wiglaf_linux::mountinfo;
 use wiglaf_linux::namespace::{NamespaceFlags, unshare};
 use wiglaf_view::export::{Export, LinkId, Told};
+use wiglaf_view::session::Missing;
 use wiglaf_view::watch::{Marks, Watch};
 use wiglaf_wire::marks::{FileSystem, Look, MAX_PACKET_BYTES, Marked};
 use wiglaf_wire::view::Change;
@@ -111,7 +112,7 @@ impl World {
                     self.everything += usize::from(changes.contains(&Change::Everything));
                     node.changed(changes);
                 }
-                Told::Gifts(gifts) => node.given(gifts),
+                Told::Gifts(gifts) => node.given(gifts, Missing::default()),
             }
         }
     }

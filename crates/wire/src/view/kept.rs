@@ -16,6 +16,9 @@ pub const MAX_FILTER_BYTES: usize = 512 << 10;
 pub const MAX_ADDED: usize = 16 << 10;
 /// Most pieces that a node says at once that it has lost.
 pub const MAX_LOST: usize = 1024;
+/// Most pieces that are cut out of one message: a cut has some forty bytes, and what it stands for
+/// may have 64 kB.
+pub const MAX_CUTS: usize = 64;
 
 const PIECE: usize = PIECE_BYTES as usize;
 
@@ -42,9 +45,14 @@ impl Filter {
         Filter(vec![0; bytes])
     }
 
-    /// How many pieces it has room for.
-    pub fn room(&self) -> usize {
-        self.0.len() / Self::BYTES_PER_PIECE
+    /// Whoever has no pieces any more says this, and is sent everything.
+    pub fn none() -> Filter {
+        Filter(Vec::new())
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether it is one that can be worked with.
@@ -161,7 +169,8 @@ impl Short {
         }
     }
 
-    /// Cuts out the pieces of which `has` says, by their digests, that the node has them.
+    /// Cuts out the pieces of which `has` says, by their digests, that the node has them, up to
+    /// [`MAX_CUTS`].
     pub fn cut(
         &mut self,
         read: Option<(u64, u32)>,
@@ -172,6 +181,9 @@ impl Short {
             let mut left = Vec::new();
             let mut kept_to = 0;
             for piece in pieces_in(offset, asked, data.len()) {
+                if cuts.len() == MAX_CUTS {
+                    break;
+                }
                 let Some(digest) = has(&data[piece.clone()]) else {
                     continue;
                 };
@@ -355,6 +367,7 @@ mod tests {
         assert!(wrong.count() < 50);
         assert!(filter.is_valid());
         assert!(!Filter(vec![1; 7]).is_valid());
+        assert!(!Filter::none().is_valid());
         assert!(!Filter(Vec::new()).contains(&digest(1)));
         assert!(Filter::with_room(usize::MAX).is_valid());
     }
@@ -416,6 +429,24 @@ mod tests {
             panic!()
         };
         assert!(matches!(gifts[..], [Gift::Opened { content: None, .. }]));
+    }
+
+    #[test]
+    fn no_message_names_more_than_a_node_fetches() {
+        let count = MAX_CUTS + 3;
+        let gifts = (0u8..)
+            .take(count)
+            .map(|n| piece(n.into(), data(5000, n | 1)));
+        let whole = Short::Given(gifts.collect());
+        let mut short = whole.clone();
+        let mut kept = Vec::new();
+        let cuts = short.cut(None, |piece| {
+            kept.push(Some(piece.to_vec()));
+            Some(name(piece))
+        });
+        assert_eq!(cuts.len(), MAX_CUTS);
+        assert_eq!(short.restore(&cuts, &kept), 0);
+        assert_eq!(short, whole);
     }
 
     proptest! {

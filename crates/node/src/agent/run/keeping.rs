@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use wiglaf_link::Interest;
+use wiglaf_wire::agent::KeepingKey;
 
 use super::super::kept::{DIRECTORY, Kept, SharedStore};
 use super::{Agent, AgentError, KEPT, Shown, log};
@@ -17,7 +18,7 @@ pub(super) struct Keeping {
     directory: Option<PathBuf>,
     /// What that is called outside.
     given: Option<Place>,
-    key: Option<[u8; 32]>,
+    key: Option<KeepingKey>,
     /// It is open, or being opened.
     is_open: bool,
 }
@@ -64,7 +65,7 @@ impl Place {
 }
 
 impl Agent {
-    pub(super) fn hear_key(&mut self, key: [u8; 32]) -> Result<(), AgentError> {
+    pub(super) fn hear_key(&mut self, key: KeepingKey) -> Result<(), AgentError> {
         if self.keeping.key.replace(key) != Some(key) {
             self.keeping.is_open = false;
         }

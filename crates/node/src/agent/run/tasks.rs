@@ -12,7 +12,7 @@ use super::super::core::Event;
 use super::super::private::End;
 use super::super::processes;
 use super::super::spawner::{Order, Root};
-use super::super::view::Due;
+use super::super::view::{DISK_WAIT, Due};
 use super::{Agent, CURSOR_PERIOD, Shown, log};
 
 impl Agent {
@@ -141,6 +141,14 @@ impl Agent {
                         spawner.forget(deputy);
                     }
                 }
+                Due::DiskHangs => log(
+                    &self.name,
+                    &format_args!(
+                        "the disk with what it keeps of the head's files has said nothing for \
+                         {} s: it reads from the head again",
+                        DISK_WAIT.as_secs()
+                    ),
+                ),
                 Due::Checked { request, found } => self.checked(request, found),
             }
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use wiglaf_fuse::{Attributes, Entry, Notification, Operation, Reply, Request, Valid};
 use wiglaf_view::session::{Bounds, Effect, Missing, Session};
-use wiglaf_wire::view::{Answer, Change, Filter, Gift, Question};
+use wiglaf_wire::view::{Answer, Change, Filter, Gift, PieceDigest, Question};
 
 const ROOT: u64 = 1;
 const ENOENT: i32 = 2;
@@ -94,8 +94,13 @@ impl Kernel {
         self.carry_out();
     }
 
-    pub(crate) fn given(&mut self, gifts: Vec<Gift>) {
-        self.session.given(0, gifts, Missing::default());
+    pub(crate) fn given(&mut self, gifts: Vec<Gift>, missing: Missing) {
+        self.session.given(0, gifts, missing);
+        self.carry_out();
+    }
+
+    pub(crate) fn lose_kept(&mut self, pieces: Vec<PieceDigest>) {
+        self.session.lose_kept(pieces);
         self.carry_out();
     }
 
