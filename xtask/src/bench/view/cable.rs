@@ -18,10 +18,8 @@ use crate::run;
 /// For measurements between machines (RFC 2544): nobody routes it.
 const NETWORK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const SUBNETS: u32 = 1 << 14;
-const RATE: &str = "1gbit";
-/// Two of the largest segments, so that none has to be cut, and what a switch can hold.
+/// Two of the largest segments, so that none has to be cut.
 const BURST: &str = "128kb";
-const LIMIT: &str = "2mb";
 /// The whole round trip, with what sockets and processes take by themselves.
 const ROUND_TRIP_US: f64 = 300.0;
 const TOLERANCE_US: f64 = 10.0;
@@ -56,6 +54,29 @@ pub(super) struct Cable<'a> {
     /// Why there is no delay.
     pub(super) undelayed: Option<String>,
 }
+
+/// How fast it is, as tc has it, and what a switch in it can hold.
+pub(super) struct Rate {
+    pub(super) name: &'static str,
+    bits: &'static str,
+    limit: &'static str,
+}
+
+pub(super) const GIGABIT: Rate = Rate {
+    name: "1 Gb/s",
+    bits: "1gbit",
+    limit: "2mb",
+};
+pub(super) const HUNDRED: Rate = Rate {
+    name: "100 Mb/s",
+    bits: "100mbit",
+    limit: "512kb",
+};
+pub(super) const TEN: Rate = Rate {
+    name: "10 Mb/s",
+    bits: "10mbit",
+    limit: "256kb",
+};
 
 /// What was measured of it.
 pub(super) struct Wire {
@@ -99,15 +120,21 @@ impl<'a> Cable<'a> {
         ))?;
         ip(&format!("-n {space} link set far0 up"))?;
         ip(&format!("-n {space} link set lo up"))?;
-        let limit = |device: &str| {
-            format!("qdisc add dev {device} root tbf rate {RATE} burst {BURST} limit {LIMIT}")
-        };
-        quiet(Command::new("tc").args(limit(link).split(' ')))?;
-        let mut far = Command::new("ip");
-        far.args(["netns", "exec", space, "tc"]);
-        quiet(far.args(limit("far0").split(' ')))?;
+        cable.set(&GIGABIT)?;
         cable.undelayed = cable.slow_down().err().map(|error| format!("{error:#}"));
         Ok(cable)
+    }
+
+    /// Makes it this fast.
+    pub(super) fn set(&self, rate: &Rate) -> Result<()> {
+        let Rate { bits, limit, .. } = rate;
+        let words = |device: &str| {
+            format!("qdisc replace dev {device} root tbf rate {bits} burst {BURST} limit {limit}")
+        };
+        quiet(Command::new("tc").args(words(&self.link).split(' ')))?;
+        let mut far = Command::new("ip");
+        far.args(["netns", "exec", &self.space, "tc"]);
+        quiet(far.args(words("far0").split(' ')))
     }
 
     /// Runs something on the second machine.

@@ -73,7 +73,7 @@ impl<'a> Cluster<'a> {
         self.dir.join("token")
     }
 
-    fn end_agent(&mut self) -> Result<()> {
+    pub(super) fn end_agent(&mut self) -> Result<()> {
         let Some(mut agent) = self.agent.take() else {
             return Ok(());
         };
@@ -89,6 +89,26 @@ impl<'a> Cluster<'a> {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Starts the agent; it is to keep what it reads there.
+    pub(super) fn start_agent(&mut self, keep: Option<&Path>) -> Result<()> {
+        self.stage.groups.enter(Group::Nodes)?;
+        let mut command = self.cable.there(&self.binary);
+        command
+            .args(["node", "agent", "--name", NODE])
+            .args(["--head", &format!("{}:{PORT}", self.cable.head)])
+            .arg("--token-file")
+            .arg(self.token())
+            .stderr(fs::File::create(self.dir.join("agent.log"))?);
+        if let Some(keep) = keep {
+            command.arg("--keep").arg(keep);
+        }
+        self.agent = Some(spawn(&mut command)?);
+        self.stage.groups.enter(Group::Head)?;
+        self.stage
+            .try_out(self.wiglaf().args(["nodes", "--wait", "1"]), TIMEOUT)
+            .with_context(|| self.logs())
     }
 
     /// Memory of the agent's processes, each page divided by those that share it.
@@ -145,19 +165,7 @@ impl Contender for Cluster<'_> {
     /// An agent that has just joined.
     fn freshen(&mut self) -> Result<()> {
         self.end_agent()?;
-        self.stage.groups.enter(Group::Nodes)?;
-        let mut command = self.cable.there(&self.binary);
-        command
-            .args(["node", "agent", "--name", NODE])
-            .args(["--head", &format!("{}:{PORT}", self.cable.head)])
-            .arg("--token-file")
-            .arg(self.token())
-            .stderr(fs::File::create(self.dir.join("agent.log"))?);
-        self.agent = Some(spawn(&mut command)?);
-        self.stage.groups.enter(Group::Head)?;
-        self.stage
-            .try_out(self.wiglaf().args(["nodes", "--wait", "1"]), TIMEOUT)
-            .with_context(|| self.logs())
+        self.start_agent(None)
     }
 
     fn command(&self, words: &[String]) -> Command {

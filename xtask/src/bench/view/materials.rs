@@ -11,6 +11,9 @@ use crate::inputs::linux_source;
 use crate::run;
 
 pub(super) const BIG_BYTES: u64 = 500 << 20;
+/// Files of noise, and how long each is.
+pub(super) const SEVERAL: u32 = 64;
+pub(super) const SEVERAL_BYTES: u64 = 1 << 20;
 const REPOSITORY_FOLDERS: u32 = 230;
 const FILES_PER_FOLDER: u32 = 20;
 pub(super) const REPOSITORY_FILES: u32 = REPOSITORY_FOLDERS * FILES_PER_FOLDER;
@@ -44,7 +47,7 @@ impl Materials {
         println!("making what is to be worked on");
         fs::create_dir_all(store)?;
         let headers = write_c_file(dir)?;
-        write_big_file(&dir.join("big"))?;
+        write_noise(&dir.join("big"), BIG_BYTES)?;
         let (archive, archive_entries) = write_archive(dir, store)?;
         let repository = dir.join("repository");
         make_repository(&repository)?;
@@ -65,6 +68,24 @@ impl Materials {
             archive_entries,
         })
     }
+}
+
+/// The less that is read after a restart.
+pub(super) fn make_few(dir: &Path, contenders: &[&str]) -> Result<()> {
+    fs::write(
+        dir.join("one.c"),
+        "#include <stdio.h>\nint main(void) { return puts(\"done\") < 0; }\n",
+    )?;
+    shell("gcc -c one.c -o one.o", dir)?;
+    let several = dir.join("several");
+    fs::create_dir(&several)?;
+    for number in 0..SEVERAL {
+        write_noise(&several.join(format!("noise{number}")), SEVERAL_BYTES)?;
+    }
+    for name in contenders {
+        fs::create_dir(dir.join(name))?;
+    }
+    Ok(())
 }
 
 /// Says how many headers it includes.
@@ -95,8 +116,8 @@ fn write_c_file(dir: &Path) -> Result<usize> {
 }
 
 /// Of what can't be compressed.
-fn write_big_file(path: &Path) -> Result<()> {
-    let mut random = fs::File::open("/dev/urandom")?.take(BIG_BYTES);
+fn write_noise(path: &Path, bytes: u64) -> Result<()> {
+    let mut random = fs::File::open("/dev/urandom")?.take(bytes);
     std::io::copy(&mut random, &mut fs::File::create(path)?)?;
     Ok(())
 }

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use super::Effort;
 use super::cable::{Cable, Traffic};
 use super::contender::Contender;
-use super::materials::Materials;
 use super::work::{Kind, Work, clear};
 use crate::bench::ground::groups::Group;
 use crate::bench::ground::stage::Stage;
@@ -34,6 +33,8 @@ pub(super) struct Figures {
 pub(super) struct Column {
     pub(super) wall_ms: Samples,
     pub(super) cpu_ms: Samples,
+    /// Of that, by the head's daemons and the command.
+    pub(super) head_ms: Samples,
     pub(super) bytes: Samples,
     pub(super) packets: Samples,
     spent: Duration,
@@ -42,7 +43,8 @@ pub(super) struct Column {
 pub(super) struct Ground<'a> {
     pub(super) stage: &'a Stage,
     pub(super) cable: &'a Cable<'a>,
-    pub(super) materials: &'a Materials,
+    /// What is worked on, and a folder for each contender.
+    pub(super) materials: &'a Path,
     /// So far.
     pub(super) runs: Cell<u32>,
 }
@@ -128,7 +130,7 @@ impl Ground<'_> {
         column: &mut Column,
     ) -> Result<()> {
         let name = format!("made{}", self.runs.replace(self.runs.get() + 1));
-        let made = self.materials.dir.join(contender.name()).join(&name);
+        let made = self.materials.join(contender.name()).join(&name);
         let result = self.run(work, contender, column, &made, &name);
         clear(&made)?;
         result
@@ -153,7 +155,8 @@ impl Ground<'_> {
             .stdout(fs::File::create(&said)?)
             .stderr(fs::File::create(&complained)?);
         self.stage.groups.enter(contender.group())?;
-        let before = self.cable.traffic()?;
+        let head_ms = || self.stage.groups.cpu_ms(Group::Head);
+        let (before, head_before) = (self.cable.traffic()?, head_ms()?);
         let started = Instant::now();
         let mut ended = None;
         let cpu_ms = self.stage.cpu_ms_of(PAYERS, || {
@@ -161,7 +164,7 @@ impl Ground<'_> {
             Ok(())
         })?;
         column.spent += started.elapsed();
-        let after = self.cable.traffic()?;
+        let (after, head_after) = (self.cable.traffic()?, head_ms()?);
         let (took, status) = ended.context("it did not run")?;
         if !status.success() {
             let text = fs::read_to_string(&complained)?;
@@ -172,6 +175,7 @@ impl Ground<'_> {
         let since = |value: fn(&Traffic) -> u64| (value(&after) - value(&before)) as f64;
         column.wall_ms.push(took.as_secs_f64() * 1e3);
         column.cpu_ms.push(cpu_ms);
+        column.head_ms.push(head_after - head_before);
         column.bytes.push(since(|traffic| traffic.bytes));
         column.packets.push(since(|traffic| traffic.packets));
         println!(

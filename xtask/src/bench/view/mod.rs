@@ -3,7 +3,8 @@
 //!
 //! `cable` lays the wire to the second machine, which `delay` slows down, with an sshd at each end
 //! (`ssh`). `contender` and `cluster` are who works, `materials` what on, `work` what; `measure`
-//! has them do it, `coherence` measures launches, `table` writes.
+//! has them do it, `coherence` measures launches, `table` writes. `restart` is a part of its own:
+//! what a node that keeps what it reads saves.
 
 mod cable;
 mod cluster;
@@ -12,6 +13,7 @@ mod contender;
 pub(super) mod delay;
 mod materials;
 mod measure;
+mod restart;
 mod ssh;
 mod table;
 mod work;
@@ -65,6 +67,9 @@ struct Args {
     /// Only this work, by the first word of its name; on standard output only
     #[arg(long, value_delimiter = ',')]
     work: Vec<String>,
+    /// Only what a restarted node has to read again, of which the rest of the table keeps its date
+    #[arg(long, conflicts_with_all = ["only", "work"])]
+    restart: bool,
     /// Measure this binary rather than build one; on standard output only
     #[arg(long, value_name = "WIGLAF")]
     binary: Option<PathBuf>,
@@ -109,15 +114,28 @@ pub(super) fn run(args: &[String]) -> Result<()> {
         named => Some(invocation::binary(named.as_deref())?),
     };
     packages::install_missing(PACKAGES)?;
-    let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
-    {
-        let stage = Stage::set()?;
-        measure(&stage, &args, binary.as_deref(), &store, &mut report)?;
+    let root = metadata.workspace_root.as_std_path();
+    if !args.restart {
+        let mut report = Report::new(TITLE, &args.command_line(), INTRODUCTION);
+        {
+            let stage = Stage::set()?;
+            measure(&stage, &args, binary.as_deref(), &store, &mut report)?;
+        }
+        let text = report.markdown();
+        println!("\n{text}");
+        if args.is_written() {
+            let before = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
+            invocation::write_table(root, TABLE, &restart::joined(&text, &before))?;
+        }
     }
-    let text = report.markdown();
+    let Some(binary) = binary.filter(|_| args.only.is_empty() && args.work.is_empty()) else {
+        return Ok(());
+    };
+    let text = restart::run(args.quick, &binary, &args.command_line())?;
     println!("\n{text}");
-    if args.is_whole() {
-        invocation::write_table(metadata.workspace_root.as_std_path(), TABLE, &text)?;
+    if args.is_written() {
+        let before = std::fs::read_to_string(root.join(TABLE)).unwrap_or_default();
+        invocation::write_table(root, TABLE, &restart::joined(&before, &text))?;
     }
     Ok(())
 }
@@ -135,7 +153,7 @@ impl Args {
                 .any(|word| work.name.split(' ').next() == Some(word))
     }
 
-    fn is_whole(&self) -> bool {
+    fn is_written(&self) -> bool {
         !self.quick && self.only.is_empty() && self.work.is_empty() && self.binary.is_none()
     }
 
@@ -144,6 +162,7 @@ impl Args {
             ("--quick", self.quick),
             ("--only …", !self.only.is_empty()),
             ("--work …", !self.work.is_empty()),
+            ("--restart", self.restart),
             ("--binary …", self.binary.is_some()),
         ];
         invocation::command_line("view", &flags)
@@ -189,7 +208,7 @@ fn measure(
     let ground = Ground {
         stage,
         cable: &cable,
-        materials: &materials,
+        materials: &materials.dir,
         runs: Cell::new(0),
     };
     for contender in &mut contenders {
@@ -208,7 +227,7 @@ fn measure(
     }
     results.write(&wire, report);
     if let Some(cluster) = &cluster {
-        note_cluster(cluster, &ground, &results, report);
+        note_cluster(cluster, &ground, &materials, &results, report);
     }
     if let Some(binary) = binary
         && let Err(error) = coherence::measure(stage, &effort, binary, report)
@@ -220,7 +239,13 @@ fn measure(
 }
 
 /// The agent's memory after all this, and what a warm compilation still says.
-fn note_cluster(cluster: &Cluster, ground: &Ground, results: &Results, report: &mut Report) {
+fn note_cluster(
+    cluster: &Cluster,
+    ground: &Ground,
+    materials: &Materials,
+    results: &Results,
+    report: &mut Report,
+) {
     match cluster.agent_memory_bytes() {
         Ok(bytes) => report.note(format!(
             "Memory of Wiglaf's agent (Pss of its processes) after all this: {:.1} MB.",
@@ -235,7 +260,7 @@ fn note_cluster(cluster: &Cluster, ground: &Ground, results: &Results, report: &
             results.warm_packets(work::TRUE).unwrap_or(f64::NAN)
         ));
     }
-    let works = work::all(ground.materials);
+    let works = work::all(materials);
     let Some(gcc) = works.iter().find(|work| work.name == work::GCC) else {
         return;
     };

@@ -36,7 +36,7 @@ const AIMS: &[(&str, Cache, &str, f64)] = &[
     (UNTAR, Warm, SSHFS, 0.5),
 ];
 /// From here on tenths are noise.
-const WHOLE_MS: f64 = 100.0;
+pub(super) const WHOLE_MS: f64 = 100.0;
 const AIM_OF_OUTRUN: f64 = 3.0;
 /// Of the wire's bytes a second.
 const RATE_AIMS: &[(&str, Cache, f64)] = &[(READ, Cold, 0.9), (WRITE, Warm, 0.8)];

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::materials::{BIG_BYTES, Materials};
+use super::materials::{BIG_BYTES, Materials, SEVERAL, SEVERAL_BYTES};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -139,18 +139,47 @@ pub(super) fn all(materials: &Materials) -> Vec<Work> {
     ]
 }
 
+/// What a node has to read again when it has been restarted.
+pub(super) fn of_a_restart() -> Vec<Work> {
+    let reads = |name, about: String, script, outcome| Work {
+        name,
+        about,
+        kind: Kind::Reads,
+        script: Script::Shell(script),
+        said: String::new(),
+        outcome,
+    };
+    vec![
+        reads(
+            GCC,
+            "a file with one header".to_owned(),
+            "gcc -c \"$0/one.c\" -o \"$1\"",
+            Outcome::SameAs("one.o"),
+        ),
+        reads(
+            READ,
+            format!(
+                "cat of {SEVERAL} files with {} MiB of noise each",
+                SEVERAL_BYTES >> 20
+            ),
+            "cat \"$0\"/several/* >/dev/null",
+            Outcome::Nothing,
+        ),
+    ]
+}
+
 impl Work {
     /// The command; what it makes is to have this name.
-    pub(super) fn words(&self, materials: &Materials, contender: &str, made: &str) -> Vec<String> {
+    pub(super) fn words(&self, materials: &Path, contender: &str, made: &str) -> Vec<String> {
         match self.script {
             Script::Program(name) => vec![name.to_owned()],
             Script::Shell(script) => {
-                let own = materials.dir.join(contender);
+                let own = materials.join(contender);
                 vec![
                     "sh".to_owned(),
                     "-c".to_owned(),
                     format!("cd {} && {{ {script}; }}", own.display()),
-                    materials.dir.display().to_string(),
+                    materials.display().to_string(),
                     made.to_owned(),
                 ]
             }
@@ -158,14 +187,14 @@ impl Work {
     }
 
     /// Looks at what it said and, on the head's own disk, at what it made.
-    pub(super) fn check(&self, said: &str, materials: &Materials, made: &Path) -> Result<()> {
+    pub(super) fn check(&self, said: &str, materials: &Path, made: &Path) -> Result<()> {
         if said.trim() != self.said {
             bail!("it said {:?}, not {:?}", said.trim(), self.said);
         }
         match &self.outcome {
             Outcome::Nothing => {}
             Outcome::SameAs(reference) => {
-                if fs::read(made)? != fs::read(materials.dir.join(reference))? {
+                if fs::read(made)? != fs::read(materials.join(reference))? {
                     bail!("what it made differs from {reference}");
                 }
             }
