@@ -16,7 +16,8 @@ pub use answer::{Answer, Attributes, Content, Entry, Reply, Space};
 pub use ask::{Ask, NewFile, Question, SetAttributes, SetTime};
 pub use gift::{Gift, Program, Use};
 pub use kept::{
-    Cut, Filter, MAX_ADDED, MAX_CUTS, MAX_FILTER_BYTES, MAX_LOST, MIN_KEPT_BYTES, PieceDigest, Short, pieces_in,
+    Cut, Filter, MAX_ADDED, MAX_CUTS, MAX_FILTER_BYTES, MAX_LOST, MIN_KEPT_BYTES, PieceDigest,
+    Short, pieces_in,
 };
 pub use lock::{Lock, LockKind, LockStyle};
 

@@ -68,7 +68,10 @@ fn dependencies_come_first_and_once() {
         ("net/phy/bcm-phy-lib.ko", "depends=libphy"),
         ("net/ptp.ko", "depends="),
         // It may be loaded before what is loaded in any case.
-        ("net/igb.ko", "depends=ptp,fuse\nalias=pci:v2*\nalias=pci:v0*"),
+        (
+            "net/igb.ko",
+            "depends=ptp,fuse\nalias=pci:v2*\nalias=pci:v0*",
+        ),
         ("net/other.ko", "depends="),
     ]);
     let selection = selected(dir.path(), &Wanted::default());

@@ -15,7 +15,12 @@ const AIM_OF_INITRAMFS: f64 = 4e6;
 /// Builds the default image, of the kernel for virtual machines and of the one for all machines,
 /// and says what the first is called.
 pub(super) fn build(head: &Head<'_>, target: &Path, report: &mut Report) -> Result<String> {
-    build_of(head, &Kernel::fetch_generic(target)?, "all machines", report)?;
+    build_of(
+        head,
+        &Kernel::fetch_generic(target)?,
+        "all machines",
+        report,
+    )?;
     let id = build_of(head, &Kernel::fetch(target)?, "virtual machines", report)?;
     head.wiglaf(&["image", "use", &id])?;
     Ok(id)

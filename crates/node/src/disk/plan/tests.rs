@@ -203,8 +203,14 @@ fn data_is_left_alone_until_it_is_named() {
     };
     let disks = std::slice::from_ref(&external);
     let planned = plan(&[rule("first")], disks, &[], &cluster(1));
-    assert!(matches!(planned[0].step, Step::Refuse { .. }), "{planned:?}");
-    assert!(matches!(only(&[rule("sda")], disks, &[]), Step::Divide { .. }));
+    assert!(
+        matches!(planned[0].step, Step::Refuse { .. }),
+        "{planned:?}"
+    );
+    assert!(matches!(
+        only(&[rule("sda")], disks, &[]),
+        Step::Divide { .. }
+    ));
     // Another disk than the layout's.
     let planned = plan(
         &[rule("vda")],
