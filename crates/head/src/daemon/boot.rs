@@ -148,7 +148,8 @@ impl Daemon {
             .served()
             .map(|served| served.interface.clone())
             .collect();
-        gateway::apply(&self.cluster, machines.outer(), &wires)
+        let run = &self.layout.run;
+        gateway::apply(&self.cluster, machines.outer(), &wires, run)
     }
 
     fn arrange_interface(&mut self, served: &Served) -> Result<(), String> {

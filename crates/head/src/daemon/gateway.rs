@@ -4,11 +4,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use wiglaf_wire::boot::BootInterface;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Is there while the kernel forwards because of us. The kernel forgets it at its next start, as
+/// does the directory of what runs.
+const OURS: &str = "forwarding";
 
 /// What nft is told: our own table only, in place of what it was before.
 fn rules(cluster: &str, outer: Option<&str>, wires: &[BootInterface]) -> String {
@@ -51,12 +55,19 @@ fn network(wire: &BootInterface) -> String {
     format!("{network}/{}", wire.prefix)
 }
 
-/// Brings the kernel's rules into the state that is wanted.
+/// Brings the kernel's rules into the state that is wanted. `run` is the directory of what runs.
 pub(super) fn apply(
     cluster: &str,
     outer: Option<&str>,
     wires: &[BootInterface],
+    run: &Path,
 ) -> Result<(), String> {
+    let ours = run.join(OURS);
+    if outer.is_none() && ours.exists() {
+        // Before the rules go: without them it would lead everywhere.
+        forward("0")?;
+        fs::remove_file(&ours).map_err(|error| format!("{}: {error}", ours.display()))?;
+    }
     let spawned = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -76,11 +87,17 @@ pub(super) fn apply(
         let first = text.lines().next().unwrap_or("it says nothing");
         return Err(format!("nft did not take the gateway's rules: {first}"));
     }
-    if outer.is_some() {
+    let is_off = fs::read_to_string(FORWARDING).is_ok_and(|text| text.trim() == "0");
+    if outer.is_some() && is_off {
+        fs::write(&ours, "").map_err(|error| format!("{}: {error}", ours.display()))?;
         // Only now: before, it would lead everywhere.
-        fs::write(FORWARDING, "1").map_err(|error| format!("{FORWARDING}: {error}"))?;
+        forward("1")?;
     }
     Ok(())
+}
+
+fn forward(how: &str) -> Result<(), String> {
+    fs::write(FORWARDING, how).map_err(|error| format!("{FORWARDING}: {error}"))
 }
 
 #[cfg(test)]

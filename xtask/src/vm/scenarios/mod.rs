@@ -5,6 +5,7 @@ mod delay;
 mod disk;
 mod disks_of_pcs;
 mod forgotten;
+mod gateway;
 mod generic;
 mod guide;
 mod harness;
@@ -187,6 +188,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "a running node hears of another way out and of another address of the head",
         needs: &[],
         play: moved::moved,
+    },
+    Scenario {
+        name: "gateway",
+        about: "a node reaches the outer network by the head, and is not reached; a packet wakes it",
+        needs: &[],
+        play: gateway::gateway,
     },
     Scenario {
         name: "forgotten",
