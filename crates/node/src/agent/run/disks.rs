@@ -12,7 +12,7 @@ use wiglaf_wire::launch::LaunchSpec;
 
 use super::super::disk::{Disks, Said};
 use super::super::kept::SharedStore;
-use super::{Agent, AgentError, DISKS, Shown, log};
+use super::{Agent, DISKS, Shown, log};
 use crate::root::OwnDirectories;
 
 /// Where tasks see files that are on the node for a while.
@@ -73,7 +73,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn hear_disks(&mut self) -> Result<(), AgentError> {
+    pub(super) fn hear_disks(&mut self) {
         for said in self.disks.as_ref().map(Disks::said).unwrap_or_default() {
             match said {
                 Said::Answer(asked, answer) => {
@@ -83,23 +83,21 @@ impl Agent {
                         self.send(&FromAgent::Disk { request, answer });
                     }
                 }
-                Said::Mounted(names) => self.show_disks(&names)?,
+                Said::Mounted(names) => self.show_disks(&names),
                 Said::Line(line) => log(&self.name, &line),
             }
         }
-        Ok(())
     }
 
-    fn show_disks(&mut self, names: &[&'static str]) -> Result<(), AgentError> {
+    fn show_disks(&mut self, names: &[&'static str]) {
         let Shown::Views(views) = &mut self.files else {
-            return Ok(());
+            return;
         };
         views.show_disks(names);
-        if !names.contains(&SCRATCH) {
-            return Ok(());
+        if names.contains(&SCRATCH) {
+            let place = views.disk_places().join(SCRATCH);
+            self.keep_on(&place);
         }
-        let place = views.disk_places().join(SCRATCH);
-        self.keep_on(&place)
     }
 
     /// Tells a task where scratch is, if it sees one.

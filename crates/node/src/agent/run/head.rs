@@ -49,11 +49,9 @@ impl Agent {
         }
     }
 
-    pub(super) fn hear_head(&mut self, ready: Ready) -> Result<(), AgentError> {
+    pub(super) fn hear_head(&mut self, ready: Ready) {
         for _ in 0..READS_PER_TURN {
-            let Some(link) = &mut self.link else {
-                return Ok(());
-            };
+            let Some(link) = &mut self.link else { return };
             let received = if ready.readable {
                 link.receive()
             } else {
@@ -61,41 +59,31 @@ impl Agent {
             };
             let mut heard = false;
             loop {
-                let Some(link) = &mut self.link else {
-                    return Ok(());
-                };
+                let Some(link) = &mut self.link else { return };
                 match link.next_message() {
                     Ok(Some(message)) => {
                         heard = true;
-                        self.hear(message)?;
+                        self.hear(message);
                     }
                     Ok(None) => break,
-                    Err(error) => {
-                        self.lost(&error);
-                        return Ok(());
-                    }
+                    Err(error) => return self.lost(&error),
                 }
             }
             if let Err(error) = received {
-                self.lost(&error);
-                return Ok(());
+                return self.lost(&error);
             }
             // What is more than one read, the set tells again.
             let may_have_more = self.link.as_ref().is_some_and(HeadLink::may_have_more);
             if !heard || !may_have_more {
-                return Ok(());
+                return;
             }
         }
-        Ok(())
     }
 
     /// What concerns the machine is not the core's.
-    fn hear(&mut self, message: ToAgent) -> Result<(), AgentError> {
+    fn hear(&mut self, message: ToAgent) {
         match (&message, &mut self.clock) {
-            (ToAgent::Names { names }, _) => {
-                self.hear_names(names.clone());
-                return Ok(());
-            }
+            (ToAgent::Names { names }, _) => return self.hear_names(names.clone()),
             (ToAgent::Keep { key }, _) => return self.hear_key(*key),
             (ToAgent::Renewed { .. }, None) => self.look_at_own_resolver(),
             (ToAgent::Renewed { sequence }, Some(clock)) => {
@@ -105,16 +93,15 @@ impl Agent {
                 if let Err(errno) = clock.heard(*unix_ns) {
                     log(&self.name, &format_args!("can't set the clock: {errno}"));
                 }
-                return Ok(());
+                return;
             }
             (ToAgent::Power { action }, Some(_)) => {
                 self.power = Some(*action);
                 self.events.push(Event::LeaveAsked);
-                return Ok(());
+                return;
             }
             (ToAgent::Disk { request, order }, _) => {
-                self.order_disks(*request, (**order).clone());
-                return Ok(());
+                return self.order_disks(*request, (**order).clone());
             }
             (ToAgent::Power { .. }, None) => {
                 log(
@@ -122,12 +109,11 @@ impl Agent {
                     &"the head wants this machine to start anew or to end, but it has a system of \
                       its own: that has to do it",
                 );
-                return Ok(());
+                return;
             }
             _ => {}
         }
         self.events.push(Event::Message(message));
-        Ok(())
     }
 
     pub(super) fn lost(&mut self, error: &LinkError) {
@@ -183,7 +169,7 @@ impl Agent {
             self.poll.add(spawner.bell(), SPAWNER, Interest::Read)?;
             self.spawner = Some(spawner);
             self.start_disks();
-            self.keep()?;
+            self.keep();
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the node keeps of the head's files, in the agent's loop: where, once there is a disk for
 //! it, and sealed with which key, once the head has told.
 
+use std::fmt::Display;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -65,58 +66,66 @@ impl Place {
 }
 
 impl Agent {
-    pub(super) fn hear_key(&mut self, key: KeepingKey) -> Result<(), AgentError> {
+    pub(super) fn hear_key(&mut self, key: KeepingKey) {
         if self.keeping.key.replace(key) != Some(key) {
             self.keeping.is_open = false;
         }
-        self.keep()
+        self.keep();
     }
 
     /// There is a new disk for it.
-    pub(super) fn keep_on(&mut self, place: &Path) -> Result<(), AgentError> {
+    pub(super) fn keep_on(&mut self, place: &Path) {
         self.keeping.directory = Some(place.join(DIRECTORY));
         self.keeping.is_open = false;
-        self.keep()
+        self.keep();
     }
 
-    /// Begins to keep, if everything is there that is needed.
-    pub(super) fn keep(&mut self) -> Result<(), AgentError> {
-        let (Some(directory), Some(key)) = (&self.keeping.directory, self.keeping.key) else {
-            return Ok(());
+    /// Begins to keep, if everything is there that is needed. Without it a node is slower, and no
+    /// worse.
+    pub(super) fn keep(&mut self) {
+        let (Some(directory), Some(key)) = (self.keeping.directory.clone(), self.keeping.key)
+        else {
+            return;
         };
         if self.keeping.is_open || self.spawner.is_none() {
-            return Ok(());
+            return;
         }
-        let directory = directory.clone();
         // The thread must not have a ghost's number.
         self.steer();
         let Shown::Views(views) = &mut self.files else {
-            return Ok(());
+            return;
         };
         if views.kept().is_none() {
-            let kept = Kept::start(self.keeping.store.clone()).map_err(AgentError::Spawner)?;
-            self.poll.add(kept.bell(), KEPT, Interest::Read)?;
-            views.keep_with(kept);
+            let started = Kept::start(self.keeping.store.clone()).and_then(|kept| {
+                self.poll.add(kept.bell(), KEPT, Interest::Read)?;
+                Ok(kept)
+            });
+            match started {
+                Ok(kept) => views.keep_with(kept),
+                Err(error) => return self.not_kept(&error),
+            }
         }
         if let Some(kept) = views.kept() {
             kept.open(&directory, key);
             self.keeping.is_open = true;
         }
-        Ok(())
+    }
+
+    fn not_kept(&self, why: &dyn Display) {
+        let why = why.to_string();
+        let given = self.keeping.given.as_ref();
+        let why = given.map_or(why.clone(), |given| given.named(&why));
+        log(
+            &self.name,
+            &format_args!("what it reads of the head's files is not kept: {why}"),
+        );
     }
 
     pub(super) fn hear_kept(&mut self) {
-        let Shown::Views(views) = &mut self.files else {
-            return;
-        };
-        if let Some(Err(error)) = views.hear_kept() {
-            let error = error.to_string();
-            let given = self.keeping.given.as_ref();
-            let error = given.map_or(error.clone(), |given| given.named(&error));
-            log(
-                &self.name,
-                &format_args!("what it reads of the head's files is not kept: {error}"),
-            );
+        if let Shown::Views(views) = &mut self.files
+            && let Some(Err(error)) = views.hear_kept()
+        {
+            self.not_kept(&error);
         }
     }
 }

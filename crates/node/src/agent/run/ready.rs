@@ -22,7 +22,7 @@ const LEADER_ENDS: u64 = 1 << 63;
 impl Agent {
     pub(super) fn take(&mut self, ready: Ready) -> Result<(), AgentError> {
         match ready.token {
-            LINK => self.hear_head(ready)?,
+            LINK => self.hear_head(ready),
             SIGNALS => self.hear_signals()?,
             SPAWNER => {
                 let answers = self
@@ -55,7 +55,7 @@ impl Agent {
                     self.mains.watchdog = None;
                 }
             }
-            DISKS => self.hear_disks()?,
+            DISKS => self.hear_disks(),
             KEPT => self.hear_kept(),
             token if Views::owns(token) => {
                 if let Shown::Views(views) = &mut self.files {
