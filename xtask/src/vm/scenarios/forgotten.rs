@@ -1,11 +1,11 @@
 //! A machine is forgotten that runs all the same, behind a cable that is out.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use super::parts::{check_run, join};
+use super::parts::{check_run, join, soon};
 use crate::vm::guest::{Firmware, Plan};
 use crate::vm::head::{BOOT, Head};
 use crate::vm::stage::Stage;
@@ -14,7 +14,6 @@ use crate::vm::stage::Stage;
 const DOWN: Duration = Duration::from_secs(150);
 /// It asks for its address every 30 s.
 const REFUSED: Duration = Duration::from_secs(120);
-const POLL: Duration = Duration::from_secs(1);
 const BOOT_ID: &[&str] = &["cat", "/proc/sys/kernel/random/boot_id"];
 
 pub(super) fn forgotten(stage: &Stage<'_>) -> Result<()> {
@@ -31,14 +30,14 @@ pub(super) fn forgotten(stage: &Stage<'_>) -> Result<()> {
     guest.wait_for("its address is not its own any more", REFUSED)?;
     let (state, _) = head.node("n1")?;
     ensure!(state == "down", "n1 is {state}");
-    soon("its place in the list", || {
+    soon("its place in the list", REFUSED, || {
         Ok(head.unknown()?.into_iter().next())
     })?;
     stage.say("it has given its address back, and is a machine that nobody knows");
 
     head.adopt(&guest.plan.mac, "n2")?;
     // Its console still shows the code of before, too.
-    let code = soon("its new code", || {
+    let code = soon("its new code", REFUSED, || {
         let why: Value = serde_json::from_str(&head.admin(&["node", "why", "n2", "--json"])?)?;
         Ok(why["code"].as_str().map(str::to_owned))
     })?;
@@ -49,17 +48,4 @@ pub(super) fn forgotten(stage: &Stage<'_>) -> Result<()> {
     ensure!(before == after, "it has started anew");
     stage.say("it was adopted as n2, without a new start");
     check_run(&head, "n2")
-}
-
-fn soon<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look()? {
-            return Ok(found);
-        }
-        if started.elapsed() > REFUSED {
-            bail!("waited in vain for {what}");
-        }
-        std::thread::sleep(POLL);
-    }
 }

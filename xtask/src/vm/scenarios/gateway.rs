@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::parts::join;
+use super::parts::{join, soon};
 use crate::run;
 use crate::vm::guest::{Firmware, Guest, Plan};
 use crate::vm::head::Head;
@@ -22,7 +22,6 @@ const SERVICE: u16 = 8080;
 /// A node asks every 30 s.
 const HEARD: Duration = Duration::from_secs(90);
 const END: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(500);
 /// Says to each who connects by which address he came.
 const GREETER: &str = "
 import socket, sys
@@ -77,7 +76,9 @@ pub(super) fn gateway(stage: &Stage<'_>) -> Result<()> {
     stage.say("n1 does not reach the outer network");
 
     head.admin(&["net", "gateway", "enable", "--outer", OUTER])?;
-    let greeted = wait_for("the outer network", || Ok(head.on_node("n1", &ask).ok()))?;
+    let greeted = soon("the outer network", HEARD, || {
+        Ok(head.on_node("n1", &ask).ok())
+    })?;
     ensure!(greeted == HEAD_OUTSIDE, "it was seen as {greeted}");
     stage.say("now it does, and is seen there as the head");
 
@@ -88,7 +89,7 @@ pub(super) fn gateway(stage: &Stage<'_>) -> Result<()> {
     ensure!(head.user(&folder, &words)?.status.success());
     let knock = format!("exec 3<>/dev/tcp/10.77.0.2/{SERVICE} && cat <&3");
     let knock = ["3", "bash", "-c", &knock];
-    wait_for("what listens on n1", || {
+    soon("what listens on n1", HEARD, || {
         Ok(run::output(Command::new("timeout").args(knock).stderr(Stdio::null())).ok())
     })?;
     let inward = run::output(outer.command("timeout").args(knock).stderr(Stdio::null()));
@@ -114,25 +115,12 @@ fn wakes(stage: &Stage<'_>, head: &Head<'_>, guest: &Guest<'_>) -> Result<()> {
     let sleeper = sleeper.stdout(fs::File::create(&heard)?).spawn()?;
     let _sleeper = Running(sleeper);
     let said = || Ok(Some(fs::read_to_string(&heard)?).filter(|text| !text.is_empty()));
-    wait_for("the one who sleeps", said)?;
+    soon("the one who sleeps", HEARD, said)?;
     head.admin(&["node", "wake", "n1"])?;
     let expected = format!("ffffffffffff{}", guest.plan.mac.replace(':', "").repeat(16));
-    wait_for("the packet", || {
+    soon("the packet", HEARD, || {
         Ok(said()?.filter(|text| text.contains(&expected)))
     })?;
     stage.say("`node wake` puts its packet on the wire of a machine that is off");
     Ok(())
-}
-
-fn wait_for<T>(what: &str, mut get: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(it) = get()? {
-            return Ok(it);
-        }
-        if started.elapsed() > HEARD {
-            bail!("waited in vain for {what}");
-        }
-        std::thread::sleep(POLL);
-    }
 }

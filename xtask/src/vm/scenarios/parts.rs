@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -23,6 +23,27 @@ const CLOCK_OFF_S: f64 = 2.0;
 const BUILD: Duration = Duration::from_secs(240);
 /// iPXE asks again every five seconds.
 const ASKS_AGAIN: Duration = Duration::from_secs(7);
+
+/// Between two looks at what is to come.
+const POLL: Duration = Duration::from_millis(500);
+
+/// What comes within some time.
+pub(super) fn soon<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        if started.elapsed() > limit {
+            bail!("waited in vain for {what}");
+        }
+        std::thread::sleep(POLL);
+    }
+}
 
 /// Brings a machine that is being switched on from nothing to a node.
 pub(super) fn join(head: &Head<'_>, guest: &Guest<'_>, name: &str, count: u32) -> Result<()> {
